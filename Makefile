@@ -1,0 +1,43 @@
+# make setup is the first step of all the others: a virtual environment with pinned packages in .venv
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+.PHONY: setup serve demo test test-fast test-gpu lint grid bench charts clean
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(BIN)/.installed
+
+serve: setup  ## the bundled model with the OpenAI API on 127.0.0.1:8000
+	$(BIN)/mini-infer serve --host $(HOST) --port $(PORT)
+
+demo: setup  ## a few prompts on the bundled model: text, tokens/s, memory ledger
+	$(BIN)/python examples/demo.py
+
+test: setup  ## everything that needs no GPU
+	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+test-fast: setup  ## under a minute, no weights
+	$(BIN)/python -m pytest -m "not gpu and not weights and not slow"
+
+test-gpu:  ## on a machine with a CUDA GPU; runs from a plain checkout with the machine's own python
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu -p no:cacheprovider
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+grid: setup  ## the equivalence grid, written to docs/grid.md
+	$(BIN)/python -m tests.grid
+
+bench: setup  ## the figures of docs/benchmarks.md, into benchmarks/results
+	$(BIN)/python -m benchmarks.cpu_suite
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

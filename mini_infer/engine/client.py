@@ -1,0 +1,141 @@
+"""The front's end of the engine process: start it, talk to it, notice when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+from mini_infer.config import ConfigError, EngineConfig
+from mini_infer.engine.ipc import FrameDecoder, Message, ProtocolError, encode
+from mini_infer.engine.process import config_to_json
+from mini_infer.engine.sim import SimConfig
+from mini_infer.protocol import EngineFailed, EngineInfo
+
+EXIT_SECONDS = 10.0
+
+
+class EngineDeadError(RuntimeError):
+    """The engine process is not there (any more). Requests cannot be served until the server is started again."""
+
+
+class EngineClient:
+    """Owns the engine process and the socket to it.
+
+    `spawn` needs no event loop and returns at once, so the front's own imports overlap with the engine's loading.
+    `on_message` gets every message after the first; `on_lost` is called once if the engine ends without being asked.
+    """
+
+    def __init__(self, config: EngineConfig, sim: SimConfig | None = None):
+        self._config = config
+        self._sim = sim
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._transport: asyncio.WriteTransport | None = None
+        self._closing = False
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def spawn(self) -> None:
+        """Start the process; its end of a socket pair is the only way to reach it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # The engine must find what this process finds, plug-ins included; it gets a session of its own so
+            # that Ctrl-C in a terminal reaches the front alone.
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            command = [sys.executable, "-m", "mini_infer.engine.process", str(theirs.fileno()),
+                       config_to_json(self._config, self._sim)]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=env, stdin=subprocess.DEVNULL,
+                                             start_new_session=True)
+        self._socket = ours
+
+    async def connect(self, on_message: Callable[[Message], None], on_lost: Callable[[EngineDeadError], None]) -> EngineInfo:
+        """Wait for the engine to be ready. Raises ConfigError or EngineDeadError when it could not start."""
+        if self._socket is None:
+            self.spawn()
+        assert self._socket is not None
+        ready: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
+
+        def first(message: Message) -> None:
+            if isinstance(message, EngineInfo):
+                link.on_message = on_message
+                ready.set_result(message)
+            elif isinstance(message, EngineFailed):
+                ready.set_exception(ConfigError(message.message) if message.bad_config else
+                                    EngineDeadError(f"the engine could not start: {message.message}"))
+
+        def lost() -> None:
+            error = self._death()
+            if not ready.done():
+                ready.set_exception(error)
+            elif not self._closing:
+                on_lost(error)
+
+        link = _Link(first, lost)
+        self._transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=self._socket)
+        return await ready
+
+    def send(self, message: Message) -> None:
+        """Queue a message to the engine; never blocks. Without effect once the engine is gone."""
+        assert self._transport is not None, "connect() first"
+        if not self._transport.is_closing():
+            self._transport.write(encode(message))
+
+    async def close(self) -> None:
+        """Tell the engine to end by closing the socket, and wait for it; one that does not listen is killed."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.close()
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None:
+            await asyncio.to_thread(_wait_or_kill, self._process)
+
+    def _death(self) -> EngineDeadError:
+        assert self._process is not None
+        try:
+            code = self._process.wait(timeout=0.5)
+        except subprocess.TimeoutExpired:
+            return EngineDeadError("the engine process closed its connection")
+        return EngineDeadError(f"the engine process died (exit status {code})")
+
+
+class _Link(asyncio.Protocol):
+    """Bytes from the socket become messages; `on_message` may be exchanged between two messages."""
+
+    def __init__(self, on_message: Callable[[Message], None], on_lost: Callable[[], None]):
+        self.on_message = on_message
+        self._on_lost = on_lost
+        self._decoder = FrameDecoder()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        try:
+            messages = self._decoder.feed(data)
+        except ProtocolError as error:
+            print(f"mini-infer: the engine sent {error}", file=sys.stderr, flush=True)
+            self._transport.abort()
+            return
+        for message in messages:
+            self.on_message(message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_lost()
+
+
+def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(timeout=EXIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,51 @@
+"""Which implementation of an op runs: the Triton kernel for tensors on a GPU, the torch reference elsewhere.
+
+Each op lives in one file with both. Triton is absent from CPU installs; `jit` and `tl` then stand in just far enough
+for the kernels to be defined (never to be run), so that the files read the same everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:  # a CPU install
+
+    class _Missing:
+        """Stands for `triton` and `tl`: decorators pass through, annotations resolve to something."""
+
+        class constexpr:  # noqa: N801
+            """A module-level constant that kernels may read."""
+
+            def __init__(self, value: Any):
+                self.value = value
+
+        def jit(self, fn: Any) -> Any:
+            return fn
+
+        def cdiv(self, a: int, b: int) -> int:
+            return -(-a // b)
+
+        def next_power_of_2(self, n: int) -> int:
+            return 1 << (n - 1).bit_length()
+
+    triton = tl = _Missing()  # type: ignore[assignment]
+    HAS_TRITON = False
+
+
+def use_triton(tensor: torch.Tensor) -> bool:
+    """True when `tensor` lives on a GPU. Raises RuntimeError where it does but Triton is not installed."""
+    if not tensor.is_cuda:
+        return False
+    if not HAS_TRITON:
+        raise RuntimeError("a GPU needs Triton: pip install triton")
+    return True
+
+
+__all__ = ["HAS_TRITON", "tl", "triton", "use_triton"]

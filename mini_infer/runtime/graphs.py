@@ -1,0 +1,45 @@
+"""CUDA graphs of the step in which every sequence has one token: one for each batch size of a ladder."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable
+
+import torch
+
+
+def batch_ladder(max_num_seqs: int) -> list[int]:
+    """Batch sizes to capture: dense where padding would cost a large share, sparse above."""
+    sizes = [1, 2, 4, *range(8, 128, 8), *range(128, 513, 16)]
+    return [size for size in sizes if size < max_num_seqs] + [min(max_num_seqs, 512)]
+
+
+class StepGraphs:
+    """Graphs of `run(batch_size)`, captured largest first into one memory pool, so that the smaller ones reuse it.
+
+    `run` must read its inputs from fixed places on the device and be free of host synchronisation; what it returns
+    is overwritten by the next replay of any graph here.
+    """
+
+    def __init__(self, run: Callable[[int], torch.Tensor], sizes: list[int]):
+        self._sizes = sorted(sizes)
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        pool = torch.cuda.graph_pool_handle()
+        for size in reversed(self._sizes):
+            run(size)  # compiles kernels and creates library handles outside the capture
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                output = run(size)
+            self._graphs[size] = (graph, output)
+
+    def padded_size(self, num_seqs: int) -> int | None:
+        """The smallest captured size that holds `num_seqs`, or None beyond the ladder."""
+        index = bisect_left(self._sizes, num_seqs)
+        return self._sizes[index] if index < len(self._sizes) else None
+
+    def replay(self, size: int) -> torch.Tensor:
+        """Run the captured step; returns its output tensor, valid until the next replay."""
+        graph, output = self._graphs[size]
+        graph.replay()
+        return output

@@ -1,0 +1,46 @@
+"""How much memory there is, and how many KV blocks it makes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from mini_infer.config import ConfigError
+
+CPU_SHARE = 0.25  # of the memory available, for the KV pool, when nothing else was asked
+GIB = 1024**3
+
+
+def available_ram() -> int:
+    """Bytes of RAM that can be taken without swapping."""
+    try:
+        with open("/proc/meminfo") as meminfo:
+            for line in meminfo:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def kv_budget_cuda(device: torch.device, gpu_memory_utilization: float, workspace: int) -> int:
+    """Bytes left for the KV pool once weights are loaded: the share of the whole GPU, less what is in use already
+    (by anyone), less `workspace` for the largest step and the graphs.
+
+    Raises ConfigError with the numbers when nothing is left.
+    """
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    budget = int(total * gpu_memory_utilization) - (total - free) - workspace
+    if budget <= 0:
+        raise ConfigError(
+            f"gpu_memory_utilization={gpu_memory_utilization} of {total / GIB:.1f} GiB leaves no room for the KV cache: "
+            f"{(total - free) / GIB:.1f} GiB are in use after loading the weights and a step needs "
+            f"{workspace / GIB:.1f} GiB; raise gpu_memory_utilization, lower max_num_batched_tokens, or free the GPU")
+    return budget
+
+
+def kv_budget_cpu(wanted: int) -> int:
+    """Bytes for the KV pool on a CPU: `wanted`, but no more than a sensible share of the RAM available."""
+    return min(wanted, int(available_ram() * CPU_SHARE))

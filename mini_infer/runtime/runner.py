@@ -1,0 +1,96 @@
+"""The device side of a step: a plan of integers in, sampled tokens out, everything between on one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mini_infer.core.plan import SeqStep, StepPlan, StepResult
+from mini_infer.models.decoder import Decoder
+from mini_infer.ops.inputs import ForwardBatch, prepare_inputs, write_tokens
+from mini_infer.runtime.graphs import StepGraphs, batch_ladder
+from mini_infer.runtime.kv_pool import KVPool
+from mini_infer.runtime.sampler import SampleOutput, Sampler
+from mini_infer.runtime.state import Header, SlotState
+
+
+class Runner:
+    """Owns all device state of one GPU (or the CPU): weights, KV pool, slot table, sampler, graphs."""
+
+    def __init__(self, model: Decoder, pool: KVPool, state: SlotState, sampler: Sampler, max_model_len: int):
+        self._model = model
+        self._caches = pool.layers
+        self._block_size = pool.block_size
+        self._state = state
+        self._sampler = sampler
+        self._max_model_len = max_model_len
+        self._graphs: StepGraphs | None = None
+
+    @torch.inference_mode()
+    def capture_graphs(self) -> None:
+        """Capture the one-token-a-sequence step for the ladder of batch sizes (GPU only)."""
+        self._graphs = StepGraphs(self._logits_of_single_tokens, batch_ladder(self._state.num_slots))
+
+    @torch.inference_mode()
+    def warm_up(self, num_tokens: int) -> None:
+        """Run the two extreme steps in the null slot, one chunk of `num_tokens` and a token for every slot: compiles
+        the kernels and shows the peak of memory."""
+        header = self._state.idle_header(1)
+        header.seq_lens.fill_(num_tokens)
+        header.cu_seqlens_q[1] = num_tokens
+        self._logits(self._batch(header, num_tokens, 1, num_tokens, num_tokens))
+        num_slots = self._state.num_slots
+        header = self._state.idle_header(num_slots)
+        logits = self._logits(self._batch(header, num_slots, num_slots, 1, 1))
+        self._sampler.warm_up(logits, header.slots, header.seq_lens, self._state.params, self._state.token_ids)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> DeviceStep:
+        """Enqueue the step and return at once (on a CPU: compute it)."""
+        seqs = plan.seqs
+        for slot in plan.released_slots:
+            self._sampler.release(slot)
+        for admitted in plan.admitted:
+            self._sampler.admit(admitted)
+        params = [self._sampler.param_row(admitted) for admitted in plan.admitted]
+        counts = [seq.n for seq in seqs]
+        num_tokens, max_query_len = sum(counts), max(counts)
+        graph_size = None
+        if self._graphs is not None and max_query_len == 1:
+            graph_size = self._graphs.padded_size(len(seqs))
+        header = self._state.upload(plan, params, graph_size or len(seqs))
+
+        prompt_logprobs: dict[int, object] = {}
+        if graph_size is not None and not any(seq.prompt_logprobs for seq in seqs):
+            assert self._graphs is not None
+            logits = self._graphs.replay(graph_size)[: len(seqs)]
+        else:
+            max_seq_len = max(seq.start + seq.n for seq in seqs)
+            batch = self._batch(header, num_tokens, len(seqs), max_query_len, max_seq_len)
+            hidden = self._model.forward(batch, self._caches)
+            logits = self._model.logits(hidden[batch.logit_rows])
+            prompt_logprobs = self._prompt_logprobs(seqs, hidden)
+        rows = slice(0, len(seqs))
+        output = self._sampler.sample(logits, [seq.slot for seq in seqs], header.slots[rows], header.seq_lens[rows],
+                                      self._state.params, self._state.token_ids)
+        write_tokens(self._state.token_ids, header.write_slots[rows], header.seq_lens[rows], output.token_ids)
+        return DeviceStep(plan, output, prompt_logprobs)
+
+    def _batch(self, header: Header, num_tokens: int, num_seqs: int, max_query_len: int,
+               max_seq_len: int) -> ForwardBatch:
+        slots, seq_lens = header.slots[:num_seqs], header.seq_lens[:num_seqs]
+        cu_seqlens_q = header.cu_seqlens_q[: num_seqs + 1]
+        input_ids, positions, slot_mapping = prepare_inputs(
+            slots, seq_lens, cu_seqlens_q, self._state.token_ids, self._state.block_table, self._block_size,
+            num_tokens, max_query_len)
+        return ForwardBatch(
+            input_ids=input_ids, positions=positions, slot_mapping=slot_mapping, cu_seqlens_q=cu_seqlens_q,
+            seq_lens=seq_lens, slots=slots, block_table=self._state.block_table, logit_rows=cu_seqlens_q[1:] - 1,
+            num_tokens=num_tokens, num_seqs=num_seqs, max_query_len=max_query_len, max_seq_len=max_seq_len)
+
+    def _logits(self, batch: ForwardBatch) -> torch.Tensor:
+        return self._model.logits(self._model.forward(batch, self._caches)[batch.logit_rows])
+
+    def _logits_of_single_tokens(self, num_seqs: int) -> torch.Tensor:
+        return self._logits(self._batch(self._state.header(num_seqs), num_seqs, num_seqs, 1, self._max_model_len))

@@ -1,0 +1,290 @@
+"""The sampler of a worker: what each slot's request asks of its tokens, and the step from logits to tokens.
+
+A plain request (greedy, temperature, top_k, top_p, min_p, seed) lives wholly in its row of device parameters, and a
+step of plain requests is one op that a CUDA graph can hold. Everything else a request may ask (penalties, biases,
+banned words, allowed tokens, log-probabilities) costs only the steps and the rows in which such a request takes part.
+
+All of it reads the tokens of a sequence from the device's token table: with two steps in flight the newest ones have
+not reached the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from itertools import chain
+
+import numpy as np
+import torch
+
+from mini_infer.core.plan import AdmittedSlot
+from mini_infer.ops.logit_bias import NO_TOKEN, add_bias, ban_words, keep_allowed
+from mini_infer.ops.logprobs import TopLogprobs, token_logprobs
+from mini_infer.ops.penalties import apply_penalties
+from mini_infer.ops.random import request_key
+from mini_infer.ops.sampling import INVALID_TOKEN, SamplingNeeds, sample
+from mini_infer.ops.sampling_params import (
+    FREQUENCY_PENALTY,
+    KEY_HIGH,
+    KEY_LOW,
+    MIN_P,
+    NUM_PARAM_COLUMNS,
+    PRESENCE_PENALTY,
+    PROMPT_LEN,
+    REPETITION_PENALTY,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+)
+from mini_infer.protocol import SamplingParams, TokenLogprobs
+
+GREEDY_BELOW = 1e-5  # temperatures below this leave no probability beside the largest logit's in float32
+INVALID_TOKEN_MESSAGE = "no token could be chosen: the logits hold NaN or infinity, or every token is banned"
+ALWAYS = 2**31 - 1  # a bias that no position lifts
+PROMPT_LOGPROB_ROWS = 256  # prompt positions whose logits are held at once
+
+
+class _Asks(IntFlag):
+    """What a slot's request asks beyond a greedy token."""
+
+    RANDOM = 1
+    FILTERS = 2
+    PENALTIES = 4
+    BIAS = 8
+    BAD_WORDS = 16
+    ALLOWED = 32
+    LOGPROBS = 64
+    PROCESSORS = PENALTIES | BIAS | BAD_WORDS | ALLOWED
+
+
+@dataclass(frozen=True)
+class StepNeeds:
+    """What a step's rows need together."""
+
+    sampling: SamplingNeeds
+    processors: bool  # some row's logits are changed before sampling
+    logprobs: bool  # some row returns log-probabilities
+
+    @property
+    def plain(self) -> bool:
+        """True when `ops.sampling.sample` alone does the step."""
+        return not (self.processors or self.logprobs)
+
+
+@dataclass(frozen=True)
+class _SlotExtras:
+    """The parts of a request that have no place in its row of device parameters."""
+
+    bias: np.ndarray  # int32 [3, E]: token, value (the bits of a float32), the position from which it is lifted
+    bad_words: list[list[int]]
+    logprobs: int
+
+
+@dataclass(frozen=True)
+class SampleOutput:
+    """A step's tokens and log-probabilities, still on the device.
+
+    `token_ids` int32 [R]; a row of `INVALID_TOKEN` (-1) failed, for the reason in `INVALID_TOKEN_MESSAGE`. The runner
+    copies `logprob_tensors` to the host whenever it likes, and gives the copies to `unpack`.
+    """
+
+    token_ids: torch.Tensor
+    logprobs: TopLogprobs | None
+    logprob_rows: tuple[tuple[int, int], ...]  # (row, number of most likely tokens asked) of each row in `logprobs`
+
+    @property
+    def logprob_tensors(self) -> list[torch.Tensor]:
+        """What `unpack` needs on the host; empty when no row asked for log-probabilities."""
+        return [] if self.logprobs is None else list(self.logprobs)
+
+    def unpack(self, host_tensors: Sequence[torch.Tensor]) -> dict[int, TokenLogprobs]:
+        """Host copies of `logprob_tensors` -> row -> its log-probabilities."""
+        if not self.logprob_rows:
+            return {}
+        counts = [k for _, k in self.logprob_rows]
+        return dict(zip((row for row, _ in self.logprob_rows), unpack_logprobs(host_tensors, counts), strict=True))
+
+
+def unpack_logprobs(host_tensors: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:
+    """The fields of a `TopLogprobs` on the host -> one record a row, with the first `counts[row]` alternatives."""
+    token_ids, logprobs, ranks = (tensor.tolist() for tensor in host_tensors)
+    return [TokenLogprobs(ids[: k + 1], values[: k + 1], rank)
+            for ids, values, rank, k in zip(token_ids, logprobs, ranks, counts, strict=True)]
+
+
+class Sampler:
+    """Turns logits into tokens for the requests in the device slots 0 .. num_slots - 1 (slot num_slots is padding)."""
+
+    def __init__(self, vocab_size: int, num_slots: int, device: torch.device, eos_token_ids: Sequence[int], seed: int):
+        self.vocab_size = vocab_size
+        self.num_slots = num_slots
+        self.device = torch.device(device)
+        self.eos_token_ids = tuple(token for token in eos_token_ids if token < vocab_size)
+        self.seed = seed
+        self._asks = np.zeros(num_slots + 1, dtype=np.int32)
+        self._extras: dict[int, _SlotExtras] = {}
+        self._allowed: torch.Tensor | None = None  # int32 [num_slots + 1, ceil(V / 32)], made when first needed
+
+    # ---------------------------------------------------------------------------------------------- requests come and go
+
+    def param_row(self, admitted: AdmittedSlot) -> np.ndarray:
+        """The request's row of device parameters (ops/sampling_params.py), int32 [16]."""
+        params = admitted.params
+        integers = np.zeros(NUM_PARAM_COLUMNS, dtype=np.int32)
+        floats, words = integers.view(np.float32), integers.view(np.uint32)
+        floats[TEMPERATURE.value] = params.temperature if params.temperature >= GREEDY_BELOW else 0.0
+        integers[TOP_K.value] = params.top_k if 0 < params.top_k < self.vocab_size else 0
+        floats[TOP_P.value] = max(params.top_p, np.finfo(np.float32).tiny)  # 0 would keep nothing
+        floats[MIN_P.value] = params.min_p
+        floats[REPETITION_PENALTY.value] = params.repetition_penalty
+        floats[PRESENCE_PENALTY.value] = params.presence_penalty
+        floats[FREQUENCY_PENALTY.value] = params.frequency_penalty
+        key = request_key(params.seed, self.seed, admitted.request_id)
+        words[KEY_LOW.value], words[KEY_HIGH.value] = key & 0xFFFFFFFF, key >> 32
+        integers[PROMPT_LEN.value] = admitted.prompt_len
+        return integers
+
+    def admit(self, admitted: AdmittedSlot) -> None:
+        """Take in the request that now holds a slot, for the first time or again after a preemption."""
+        params = admitted.params
+        extras = _SlotExtras(
+            bias=self._bias_entries(params, admitted.prompt_len),
+            bad_words=params.bad_words_token_ids or [],
+            logprobs=params.logprobs or 0,
+        )
+        asks = _Asks(0)
+        if params.temperature >= GREEDY_BELOW:
+            asks |= _Asks.RANDOM
+            if 0 < params.top_k < self.vocab_size or params.top_p < 1 or params.min_p > 0:
+                asks |= _Asks.FILTERS
+        if params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0:
+            asks |= _Asks.PENALTIES
+        if extras.bias.size:
+            asks |= _Asks.BIAS
+        if extras.bad_words:
+            asks |= _Asks.BAD_WORDS
+        if params.allowed_token_ids is not None:
+            asks |= _Asks.ALLOWED
+        if params.logprobs is not None:
+            asks |= _Asks.LOGPROBS
+        self.release(admitted.slot)
+        self._asks[admitted.slot] = asks
+        if asks & (_Asks.PROCESSORS | _Asks.LOGPROBS):
+            self._extras[admitted.slot] = extras
+        if params.allowed_token_ids is not None:
+            self._allow(admitted.slot, params.allowed_token_ids)
+
+    def release(self, slot: int) -> None:
+        """Forget the slot's request."""
+        if self._asks[slot] & _Asks.ALLOWED and self._allowed is not None:
+            self._allowed[slot].fill_(-1)
+        self._asks[slot] = 0
+        self._extras.pop(slot, None)
+
+    def _bias_entries(self, params: SamplingParams, prompt_len: int) -> np.ndarray:
+        """logit_bias, which always holds, and bans of what would stop the request before its min_tokens."""
+        stops: set[int] = set()
+        if params.min_tokens > 0:
+            stops.update(params.stop_token_ids or (), () if params.ignore_eos else self.eos_token_ids)
+        bias = params.logit_bias or {}
+        values = np.array([*bias.values(), *(-np.inf for _ in stops)], dtype=np.float32)
+        until = [ALWAYS] * len(bias) + [prompt_len + params.min_tokens] * len(stops)
+        return np.stack([np.array([*bias, *stops], np.int32), values.view(np.int32), np.array(until, np.int32)])
+
+    def _allow(self, slot: int, token_ids: list[int]) -> None:
+        bits = np.zeros((self.vocab_size + 31) // 32 * 32, dtype=bool)
+        bits[token_ids] = True
+        words = np.packbits(bits, bitorder="little").view("<i4")
+        if self._allowed is None:
+            self._allowed = torch.full((self.num_slots + 1, len(words)), -1, dtype=torch.int32, device=self.device)
+        self._allowed[slot] = self._upload(words)[0]
+
+    # --------------------------------------------------------------------------------------------------------- each step
+
+    def needs(self, slots: Sequence[int]) -> StepNeeds:
+        """What a step over these slots needs."""
+        asks = int(np.bitwise_or.reduce(self._asks[list(slots)], initial=0))
+        return StepNeeds(
+            sampling=SamplingNeeds(random=bool(asks & _Asks.RANDOM), filtered=bool(asks & _Asks.FILTERS)),
+            processors=bool(asks & _Asks.PROCESSORS),
+            logprobs=bool(asks & _Asks.LOGPROBS),
+        )
+
+    def sample(
+        self, logits: torch.Tensor, slots_host: Sequence[int], slots: torch.Tensor, positions: torch.Tensor,
+        params: torch.Tensor, token_ids: torch.Tensor,
+    ) -> SampleOutput:
+        """Choose one token a row, for rows of any kind.
+
+        `logits` [R, V] float32, bfloat16 or float16 (left as they are); `slots_host` and `slots` int32 [R], the same
+        slots on the host and on the device; `positions` int32 [R], where each chosen token will stand; `params` int32
+        [num_slots + 1, 16] and `token_ids` int32 [num_slots + 1, L], the device tables.
+        """
+        asks = self._asks[list(slots_host)]
+        needs = self.needs(slots_host)
+        processed = np.flatnonzero(asks & _Asks.PROCESSORS)
+        tokens = (torch.empty_like(slots) if len(processed) == len(asks)
+                  else sample(logits, slots, positions, params, needs.sampling))
+        if len(processed):
+            rows = self._upload(processed)[0]
+            row_slots, row_positions = slots[rows], positions[rows]
+            copies = logits.index_select(0, rows).float()
+            self._process(copies, [slots_host[row] for row in processed], row_slots, row_positions, params, token_ids)
+            tokens[rows] = sample(copies, row_slots, row_positions, params, needs.sampling)
+        if not needs.logprobs:
+            return SampleOutput(tokens, None, ())
+        asking = np.flatnonzero(asks & _Asks.LOGPROBS)
+        logprob_rows = tuple((int(row), self._extras[slots_host[row]].logprobs) for row in asking)
+        count = max(k for _, k in logprob_rows)
+        if len(asking) == len(asks):
+            return SampleOutput(tokens, token_logprobs(logits, tokens, count), logprob_rows)
+        rows = self._upload(asking)[0]
+        return SampleOutput(tokens, token_logprobs(logits.index_select(0, rows), tokens[rows], count), logprob_rows)
+
+    def prompt_logprobs(
+        self, hidden: torch.Tensor, logits_of: Callable[[torch.Tensor], torch.Tensor], targets: torch.Tensor, k: int
+    ) -> TopLogprobs:
+        """Log-probabilities of prompt tokens under the model, a few rows' logits at a time.
+
+        `hidden` [N, H], the final hidden states of N prompt positions; `logits_of` maps [n, H] to [n, V]; `targets`
+        integer [N], the tokens at the following positions. The host reads the result with `unpack_logprobs`.
+        """
+        slices = [token_logprobs(logits_of(rows), tokens, k)
+                  for rows, tokens in zip(hidden.split(PROMPT_LOGPROB_ROWS), targets.split(PROMPT_LOGPROB_ROWS),
+                                          strict=True)]
+        return TopLogprobs(*(torch.cat(parts) for parts in zip(*slices, strict=True)))
+
+    def _process(
+        self, logits: torch.Tensor, slots_host: list[int], slots: torch.Tensor, positions: torch.Tensor,
+        params: torch.Tensor, token_ids: torch.Tensor,
+    ) -> None:
+        """Change float32 copies of the logits in place, in vLLM's order: allowed, banned, biased, penalised."""
+        asks = int(np.bitwise_or.reduce(self._asks[slots_host]))
+        extras = [self._extras[slot] for slot in slots_host]
+        if asks & _Asks.ALLOWED and self._allowed is not None:
+            keep_allowed(logits, slots, self._allowed)
+        if asks & _Asks.BAD_WORDS:
+            rows = np.repeat(np.arange(len(extras)), [len(extra.bad_words) for extra in extras])
+            words = list(chain.from_iterable(extra.bad_words for extra in extras))
+            width = max(map(len, words))
+            padded = np.array([[NO_TOKEN] * (width - len(word)) + word for word in words])
+            ban_words(logits, slots, positions, token_ids, *self._upload(rows, padded))
+        if asks & _Asks.BIAS:
+            rows = np.repeat(np.arange(len(extras)), [extra.bias.shape[1] for extra in extras])
+            tokens, values, until = np.concatenate([extra.bias for extra in extras], axis=1)
+            rows, tokens, values, until = self._upload(rows, tokens, values, until)
+            add_bias(logits, positions, rows, tokens, values.view(torch.float32), until)
+        if asks & _Asks.PENALTIES:
+            apply_penalties(logits, slots, positions, params, token_ids)
+
+    def _upload(self, *arrays: np.ndarray) -> list[torch.Tensor]:
+        """Integer arrays -> int32 tensors of the same shapes on the device, in one copy that the host does not await."""
+        packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int32, copy=False))
+        if self.device.type == "cuda":
+            packed = packed.pin_memory().to(self.device, non_blocking=True)
+        pieces = packed.split([array.size for array in arrays])
+        return [piece.view(array.shape) for piece, array in zip(pieces, arrays, strict=True)]
+
+
+__all__ = ["INVALID_TOKEN", "INVALID_TOKEN_MESSAGE", "SampleOutput", "Sampler", "StepNeeds", "unpack_logprobs"]

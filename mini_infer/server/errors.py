@@ -1,0 +1,102 @@
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, 400 for what the client got wrong."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from mini_infer.engine.client import EngineDeadError
+from mini_infer.protocol import RequestError
+from mini_infer.server.schemas import UNSUPPORTED
+
+INVALID = "invalid_request_error"
+_BY_STATUS = {401: "authentication_error", 404: "not_found_error", 405: INVALID, 413: INVALID,
+              429: "rate_limit_error", 503: "service_unavailable_error"}
+
+
+class ModelNotFoundError(Exception):
+    """The request names a model that is not served here."""
+
+    def __init__(self, name: str):
+        super().__init__(f"The model {name!r} does not exist.")
+
+
+def error_body(message: str, kind: str = INVALID, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def body_of(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body for an exception; what is not the client's fault says nothing about our insides."""
+    if isinstance(error, RequestError):
+        return 400, error_body(str(error), param=error.param, code=error.code)
+    if isinstance(error, ModelNotFoundError):
+        return 404, error_body(str(error), param="model", code="model_not_found")
+    if isinstance(error, EngineDeadError):
+        return 503, error_body(str(error), _BY_STATUS[503], code="engine_dead")
+    if isinstance(error, GenerationFailedError):
+        return 500, error_body(str(error), "server_error", code="generation_failed")
+    return 500, error_body("internal error", "server_error", code="internal_error")
+
+
+class GenerationFailedError(RuntimeError):
+    """The engine could not finish a request; the reason is in the message."""
+
+
+def install(app: FastAPI) -> None:
+    """Give every error of `app` the same form."""
+
+    async def by_type(request: Request, error: Exception) -> JSONResponse:
+        status, body = body_of(error)
+        return JSONResponse(body, status)
+
+    async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        message, param = describe(error.errors())
+        return JSONResponse(error_body(message, param=param), 400)
+
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        body = error_body(str(error.detail), _BY_STATUS.get(error.status_code, INVALID))
+        return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
+
+    for kind in (RequestError, ModelNotFoundError, EngineDeadError, GenerationFailedError, Exception):
+        app.add_exception_handler(kind, by_type)
+    app.add_exception_handler(RequestValidationError, validation)  # type: ignore[arg-type]
+    app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type]
+
+
+def describe(errors: list[Any]) -> tuple[str, str | None]:
+    """One message and the name of the field for pydantic's list of errors; the first field that is wrong."""
+    first = errors[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), RequestError):  # raised by one of our validators
+        return str(cause), cause.param
+    if first["type"] == "json_invalid":
+        return "the request body is not valid JSON", None
+    param = field_name(first["loc"])
+    if param is None:
+        return "the request body must be a JSON object with content-type application/json", None
+    leaf = param.rpartition(".")[2]
+    if first["type"] == "extra_forbidden":
+        reason = UNSUPPORTED.get(leaf)
+        return (f"unknown field: {param}" if reason is None else f"{param} is not supported: {reason}"), param
+    if first["type"] == "missing":
+        return f"{param} is missing", param
+    # A field of several types fails once for each; all are worth telling.
+    messages = dict.fromkeys(e["msg"] for e in errors if field_name(e["loc"]) == param)
+    return f"{param}: {'; or '.join(messages)}", param
+
+
+def field_name(loc: tuple[Any, ...]) -> str | None:
+    """("body", "messages", 0, "role") is "messages[0].role". Names of union branches (types, classes) are left out."""
+    name = ""
+    for part in loc[1:]:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif re.fullmatch(r"[a-z_][a-z0-9_]*", part) and part not in ("str", "int", "float", "bool", "none"):
+            name += f".{part}" if name else part
+        elif not name:
+            name = part[:64]
+    return name or None

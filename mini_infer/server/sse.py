@@ -1,0 +1,83 @@
+"""Server-sent events over raw ASGI: one `send` per batch of events, and an end as soon as the client is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from mini_infer.server.errors import body_of
+
+T = TypeVar("T")
+DONE = b"data: [DONE]\n\n"
+HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
+           (b"x-accel-buffering", b"no")]  # the last one: nginx must not hold events back
+
+
+def event(value: Any) -> bytes:
+    """One `data:` event with `value` as JSON."""
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+class EventStream(Response):
+    """Sends what `events` yields (bytes of whole events) until it ends or the client goes away.
+
+    The first item is awaited before the status line goes out, so a request that is refused by the engine still gets its
+    4xx or 5xx; an error after that becomes an `error` event. `events` is closed in every case, which aborts what
+    it was reading from.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes]):
+        self.status_code = 200
+        self.background = None
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientGoneError):
+            await until_gone(receive, self._run(send))
+
+    async def _run(self, send: Send) -> None:
+        events = self._events
+        try:
+            first = await anext(events, DONE)
+            await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": first, "more_body": True})
+            try:
+                async for data in events:
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+            except Exception as error:
+                await send({"type": "http.response.body", "body": event(body_of(error)[1]) + DONE, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await events.aclose()  # type: ignore[attr-defined]
+
+
+async def until_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
+    """The result of `work`, cancelled when the client disconnects first (then raises ClientGoneError)."""
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGoneError
+    finally:
+        for pending in (task, watch):
+            if not pending.done():
+                pending.cancel()
+                with suppress(asyncio.CancelledError):
+                    await pending
+
+
+async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

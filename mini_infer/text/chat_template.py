@@ -1,0 +1,237 @@
+"""Chat templates: a list of messages becomes the text a model was trained on.
+
+A template is a Jinja program that came with a model, so it is treated as a stranger's code: it runs in Jinja's
+immutable sandbox, sees only plain JSON values, and has a budget of loop steps and output. The environment (trimmed blocks, loop
+controls, `raise_exception`, `strftime_now`, an unescaped `tojson`, the `generation` tag) is the one that templates on
+the Hugging Face hub are written for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes, pass_context
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from mini_infer.config import ConfigError
+from mini_infer.protocol import RequestError
+from mini_infer.text.tokenizer import Tokenizer, read_tokenizer_config
+
+MAX_OUTPUT_CHARS = 16_000_000
+MAX_LOOP_STEPS = 2_000_000
+MAX_REPEAT = 1_000_000  # of anything a template multiplies
+_BUDGET = "budget of this rendering"  # no identifier, so no template can name it
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+
+
+class ChatTemplate:
+    """One or more named templates of a model. Immutable; threads may share it.
+
+    Raises ConfigError for a template that does not compile.
+    """
+
+    def __init__(self, source: str | Mapping[str, str], special_tokens: Mapping[str, str] | None = None,
+                 origin: str = "chat_template"):
+        sources = {"default": source} if isinstance(source, str) else dict(source)
+        self.sources = sources
+        self._special_tokens = dict(special_tokens or {})
+        environment = _Environment()
+        self._templates = {}
+        for name, text in sources.items():
+            try:
+                self._templates[name] = environment.from_string(text)
+            except (TemplateSyntaxError, RecursionError) as error:
+                raise ConfigError(f"{origin}: the template {name!r} does not compile: {error}") from None
+        self._wants_parts = {name: self._probe(name) for name in sources}
+
+    @classmethod
+    def load(cls, model_dir: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The templates of a model directory, or None when it has none. chat_template.jinja and
+        additional_chat_templates/*.jinja come before tokenizer_config.json's chat_template. Raises ConfigError."""
+        path = Path(model_dir)
+        files = {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
+        if (path / "chat_template.jinja").is_file():
+            files["default"] = path / "chat_template.jinja"
+        if files:
+            try:
+                sources = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"chat_template: cannot read the template files of {path}: {error}") from None
+            return cls(sources, tokenizer.special_tokens, str(path))
+        config = read_tokenizer_config(path).get("chat_template")
+        if config is None:
+            return None
+        where = f"{path / 'tokenizer_config.json'}: chat_template"
+        if isinstance(config, list):
+            try:
+                config = {entry["name"]: entry["template"] for entry in config}
+            except (TypeError, KeyError):
+                raise ConfigError(f"{where} must be text, or a list of objects with a name and a template") from None
+        texts = list(config.values()) if isinstance(config, dict) else [config]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ConfigError(f"{where} must be text, or a list of objects with a name and a template")
+        return cls(config, tokenizer.special_tokens, where)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None,
+               documents: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+               continue_final_message: bool = False, template: str | None = None,
+               chat_template_kwargs: Mapping[str, Any] | None = None) -> str:
+        """The prompt for a conversation. Encode it with add_special_tokens=False: templates write their own.
+
+        messages: as OpenAI's API has them. A list of text parts as content is joined for templates that expect plain
+        text, and a tool call's arguments given as JSON text become the object that templates expect.
+        continue_final_message: leave the last message open, for the model to go on with it.
+        template: the name of one of several; by default "tool_use" when there are tools and such a template, else
+        "default". chat_template_kwargs: further variables. Raises RequestError naming the field.
+        """
+        if continue_final_message and add_generation_prompt:
+            raise RequestError("continue_final_message cannot go with add_generation_prompt: either the last message "
+                               "goes on or a new one begins", "continue_final_message")
+        name = self._choose(template, tools)
+        chat = _checked_messages(messages, self._wants_parts[name])
+        mark = _mark_final_message(chat) if continue_final_message else None
+        variables = {
+            **self._special_tokens,
+            **_plain(dict(chat_template_kwargs or {}), "chat_template_kwargs"),
+            "messages": chat,
+            "tools": None if tools is None else _checked_objects(tools, "tools"),
+            "documents": None if documents is None else _checked_objects(documents, "documents"),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        text = self._run(name, variables)
+        return text if mark is None else _cut_at_mark(text, mark)
+
+    def _choose(self, template: str | None, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        if template is None:
+            template = "tool_use" if tools and "tool_use" in self._templates else "default"
+        if template not in self._templates:
+            raise RequestError(f"chat_template: there is no template named {template!r}; this model has "
+                               f"{', '.join(sorted(self._templates))}", "chat_template")
+        return template
+
+    def _run(self, name: str, variables: dict[str, Any]) -> str:
+        budget = _Budget()
+        pieces = []
+        try:
+            for piece in self._templates[name].generate({**variables, _BUDGET: budget}):
+                budget.spend_output(len(piece))
+                pieces.append(piece)
+        except RequestError:
+            raise
+        except TemplateError as error:  # raise_exception, an undefined variable, the sandbox
+            raise RequestError(f"messages: the chat template refuses them: {error.message}", "messages") from None
+        except Exception as error:  # a template is a program, so it may fail in any way a program can
+            raise RequestError(f"messages: the chat template fails on them: {type(error).__name__}: {error}",
+                               "messages") from None
+        return "".join(pieces)
+
+    def _probe(self, name: str) -> bool:
+        """Whether a template takes a message's content as a list of parts, seen by trying."""
+        parts = [{"type": "text", "text": "probe of content parts"}]
+        try:
+            text = self._run(name, {**self._special_tokens, "messages": [{"role": "user", "content": parts}],
+                                    "tools": None, "documents": None, "add_generation_prompt": False})
+        except RequestError:
+            return False
+        return "probe of content parts" in text and "'type'" not in text and '"type"' not in text
+
+
+def require_chat_template(template: ChatTemplate | None) -> ChatTemplate:
+    """The template, or a RequestError that says what to do without one."""
+    if template is None:
+        raise RequestError("messages: this model has no chat template (no chat_template in tokenizer_config.json and no "
+                           "chat_template.jinja); use a plain prompt, or give the server a template", "messages")
+    return template
+
+
+@dataclass(slots=True)
+class _Budget:
+    """What one rendering may still spend."""
+
+    loop_steps: int = MAX_LOOP_STEPS
+    output_chars: int = MAX_OUTPUT_CHARS
+
+    def spend_step(self) -> None:
+        self.loop_steps -= 1
+        if self.loop_steps < 0:
+            raise RequestError(f"messages: the chat template runs for more than {MAX_LOOP_STEPS} loop steps", "messages")
+
+    def spend_output(self, chars: int) -> None:
+        self.output_chars -= chars
+        if self.output_chars < 0:
+            raise RequestError(f"messages: the chat template writes more than {MAX_OUTPUT_CHARS} characters", "messages")
+
+
+class _GenerationTag(Extension):
+    """{% generation %} marks what a model is trained on; here it is only its content."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _LoopMeter(Extension):
+    """Each step of each loop calls `spend`; `_Environment` puts the calls in."""
+
+    @pass_context
+    def spend(self, context: Context) -> str:
+        context.parent[_BUDGET].spend_step()
+        return ""
+
+
+class _Namespace(Namespace):
+    """Jinja's namespace() without underscored attributes, which could lead to Python's internals."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # as in Jinja: namespace(self=...) must work
+        self, args = args[0], args[1:]
+        values = dict(*args, **kwargs)
+        for name in values:
+            _refuse_underscore(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_underscore(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_underscore(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot have the attribute {name!r}")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset(["*", "**", "%"])
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, _LoopMeter, loopcontrols])
+        self.filters["tojson"] = _to_json
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace)
+        for name in ("center", "indent"):  # pad to a width of the template's choice
+            del self.filters[name]
+        self.filters["indent"] = _indent
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        meter = self.extensions[_LoopMeter.identifier]
+        for loop in tree.find_all(nodes.For):
+            loop.body.insert(0, nodes.Output([meter.call_method("spend")]).set_lineno(loop.lineno))
+        return tree
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            raise SecurityError("text formatting with % is not available to chat templates")
+        if operator != "%" and any(isinstance(side, int) and abs(side) > MAX_REPEAT for side in (left, right)):
+            raise SecurityError(f"{operator} with a number beyond {MAX_REPEAT}")
+        return super().call_binop(context, operator, left, right)

@@ -1,0 +1,154 @@
+"""The door: a user's prompt and sampling parameters become checked token ids and parameters, or a RequestError.
+
+Whatever passes here can be run. Everything that depends on the model (its vocabulary, its context length, its
+tokenizer) is checked here; what can be seen from the parameters alone was checked when they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mini_infer.protocol import MAX_SEED, RequestError, SamplingParams, check_token_ids
+from mini_infer.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]  # the mapping has "prompt" (text) or "prompt_token_ids"
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that can be run. `prompt` is None when it came as token ids. `params.max_tokens` is set."""
+
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Door:
+    """What a request is checked against. Without a tokenizer, prompts must be token ids."""
+
+    tokenizer: Tokenizer | None
+    vocab_size: int  # the width of the model's logits
+    max_model_len: int  # tokens of prompt and output together
+
+    def prepare(self, prompt: Prompt, params: SamplingParams, *, clip_max_tokens: bool = True,
+                add_special_tokens: bool = True) -> PreparedRequest:
+        """Check one request and encode its prompt.
+
+        clip_max_tokens: whether a max_tokens beyond the context length is lowered to what fits (offline) or refused
+        (as OpenAI's API does). Raises RequestError naming the field.
+        """
+        return self.prepare_batch([prompt], [params], clip_max_tokens=clip_max_tokens,
+                                  add_special_tokens=add_special_tokens)[0]
+
+    def prepare_batch(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, clip_max_tokens: bool = True,
+                      add_special_tokens: bool = True) -> list[PreparedRequest]:
+        """Like `prepare` for many requests, their texts encoded together on all cores."""
+        parts = [self._text_or_ids(prompt) for prompt in prompts]
+        texts = [part for part in parts if isinstance(part, str)]
+        encoded = iter(self._encode(texts, add_special_tokens) if texts else [])
+        prepared = []
+        for part, one in zip(parts, params, strict=True):
+            text = part if isinstance(part, str) else None
+            token_ids = next(encoded) if isinstance(part, str) else part
+            self._check_prompt(token_ids)
+            prepared.append(PreparedRequest(text, token_ids, self.check_params(one, len(token_ids), clip_max_tokens)))
+        return prepared
+
+    def check_params(self, params: SamplingParams, prompt_len: int, clip_max_tokens: bool) -> SamplingParams:
+        """The parameters with max_tokens set and bad_words as token ids, for a prompt that fits."""
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop needs a tokenizer, and this engine runs without one; use stop_token_ids", "stop")
+        room = self.max_model_len - prompt_len
+        changes: dict[str, Any] = {}
+        if params.max_tokens is None or params.max_tokens > room:
+            if params.max_tokens is not None and not clip_max_tokens:
+                raise RequestError(
+                    f"This model's maximum context length is {self.max_model_len} tokens. However, you requested "
+                    f"{prompt_len + params.max_tokens} tokens ({prompt_len} in the prompt, {params.max_tokens} for the "
+                    "output). Please lower max_tokens or shorten the prompt.", "max_tokens", "context_length_exceeded")
+            if params.min_tokens > room:
+                raise RequestError(f"min_tokens must be at most {room}: the maximum context length is "
+                                   f"{self.max_model_len} tokens and the prompt has {prompt_len}, got "
+                                   f"{params.min_tokens}", "min_tokens")
+            changes["max_tokens"] = room
+        if params.bad_words:
+            changes["bad_words_token_ids"] = [*(params.bad_words_token_ids or []), *self._bad_words(params.bad_words)]
+            changes["bad_words"] = None
+        if changes:
+            params = replace(params, **changes)
+        check_token_ids(params, self.vocab_size)
+        return params
+
+    def _text_or_ids(self, prompt: Prompt) -> str | list[int]:
+        if isinstance(prompt, Mapping):
+            fields = set(prompt)
+            if len(fields) != 1 or not fields <= {"prompt", "prompt_token_ids"}:
+                raise RequestError('prompt as a mapping must have exactly one of "prompt" and "prompt_token_ids", got '
+                                   f"{sorted(map(str, fields))}", "prompt")
+            if "prompt_token_ids" in fields and isinstance(prompt["prompt_token_ids"], str):
+                raise RequestError("prompt_token_ids must be a list of token ids", "prompt_token_ids")
+            prompt = next(iter(prompt.values()))
+        if isinstance(prompt, str):
+            if not prompt:
+                raise RequestError("prompt must not be empty", "prompt")
+            if self.tokenizer is None:
+                raise RequestError("prompt must be token ids: this engine runs without a tokenizer", "prompt")
+            return prompt
+        if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+            raise RequestError(f"prompt must be text or a list of token ids, got {type(prompt).__name__}", "prompt")
+        return list(prompt)
+
+    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        assert self.tokenizer is not None  # _text_or_ids refused texts otherwise
+        return self.tokenizer.encode_batch(texts, add_special_tokens)
+
+    def _check_prompt(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise RequestError("prompt must not be empty", "prompt")
+        if len(token_ids) >= self.max_model_len:
+            raise RequestError(
+                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt has "
+                f"{len(token_ids)} tokens, which leaves no room for the output. Please shorten the prompt.",
+                "prompt", "context_length_exceeded")
+        kinds = set(map(type, token_ids))
+        if kinds != {int}:
+            wrong = next(token for token in token_ids if type(token) is not int)
+            raise RequestError(f"prompt must be text or a list of token ids, got an element {wrong!r}", "prompt")
+        low, high = min(token_ids), max(token_ids)
+        if low < 0 or high >= self.vocab_size:
+            raise RequestError(f"prompt has token id {low if low < 0 else high}, outside the vocabulary of "
+                               f"{self.vocab_size}", "prompt")
+
+    def _bad_words(self, words: list[str]) -> list[list[int]]:
+        """Each word as it is spelled at the start of a text and after a space, as token sequences."""
+        if self.tokenizer is None:
+            raise RequestError("bad_words needs a tokenizer, and this engine runs without one; use bad_words_token_ids",
+                               "bad_words")
+        sequences: list[list[int]] = []
+        for word in words:
+            alone, spaced = self.tokenizer.encode_batch([word, " " + word.lstrip()], add_special_tokens=False)
+            for ids in (alone, spaced):
+                # A longer sequence that ends in one already there can never appear anyway.
+                if ids and not any(ids[-len(known):] == known for known in sequences):
+                    sequences.append(ids)
+        return sequences
+
+
+def expand(params: SamplingParams) -> list[SamplingParams]:
+    """The n completions of a request as n sequences of their own: n=1 each, seeds seed, seed+1, ... (wrapping in 64
+    bits), prompt_logprobs only from the first, which is enough."""
+    if params.n == 1:
+        return [params]
+    span = 2 * (MAX_SEED + 1)
+
+    def child(i: int) -> SamplingParams:
+        seed = None if params.seed is None else (params.seed + i + MAX_SEED + 1) % span - MAX_SEED - 1
+        return replace(params, n=1, seed=seed, prompt_logprobs=params.prompt_logprobs if i == 0 else None)
+
+    return [child(i) for i in range(params.n)]
+
+
+__all__ = ["Door", "PreparedRequest", "Prompt", "expand"]

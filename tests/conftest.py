@@ -1,0 +1,33 @@
+"""Shared fixtures, and the loud skip of what this machine cannot run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mini_infer.config import BUNDLED_MODEL_DIR
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="needs a CUDA GPU: run `make test-gpu` on one")
+    no_weights = pytest.mark.skip(reason="the bundled model's weights are not in this checkout")
+    has_weights = (BUNDLED_MODEL_DIR / "model.safetensors").is_file()
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if "weights" in item.keywords and not has_weights:
+            item.add_marker(no_weights)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "CUDA GPU" in str(report.longrepr)]
+    if skipped or not torch.cuda.is_available():
+        terminalreporter.write_line(f"NO GPU HERE: {len(skipped)} GPU tests were skipped (or deselected); "
+                                    "run `make test-gpu` on a machine with one", yellow=True, bold=True)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    return Path(__file__).parents[1]
