@@ -34,7 +34,7 @@ lint: setup
 	$(BIN)/mypy
 
 grid: setup  ## the equivalence grid, written to docs/grid.md
-	$(BIN)/python -m tests.grid
+	$(BIN)/python -m tests.grid --out docs/grid.md
 
 bench: setup  ## the figures of docs/benchmarks.md, into benchmarks/results
 	$(BIN)/python -m benchmarks.cpu_suite

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -70,9 +71,19 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    sliding_windows: tuple[int | None, ...] = ()  # a layer each; None is full attention
+    sliding_windows: tuple[int | None, ...] = ()  # a layer each; None is full attention, () means all are
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.num_heads % self.num_kv_heads == 0,
+               f"num_attention_heads={self.num_heads} must be a multiple of num_key_value_heads={self.num_kv_heads}")
+        _check(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even, rotary embedding pairs its dimensions")
+        if not self.sliding_windows:
+            object.__setattr__(self, "sliding_windows", (None,) * self.num_layers)
+        _check(len(self.sliding_windows) == self.num_layers,
+               f"sliding_windows must have an entry for each of the {self.num_layers} layers, "
+               f"got {len(self.sliding_windows)}")
 
     @property
     def q_size(self) -> int:
@@ -92,10 +103,31 @@ def read_hf_config(model_dir: str | Path) -> dict[str, Any]:
     path = Path(model_dir) / "config.json"
     if not path.is_file():
         raise ConfigError(f"model: {model_dir} has no config.json; give a Hugging Face model directory or a hub id")
+    return read_json_object(path)
+
+
+def read_generation_config(model_dir: str | Path) -> dict[str, Any]:
+    """The raw generation_config.json, {} where a model has none."""
+    path = Path(model_dir) / "generation_config.json"
+    return read_json_object(path) if path.is_file() else {}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Raises ConfigError naming the file when it cannot be read, is not JSON or not an object, or repeats a key."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            _check(key not in found, f"model: {path} has the key {key!r} twice")
+            found[key] = value
+        return found
+
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"model: {path} is not valid JSON: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"model: {path} cannot be read: {error.strerror}") from None
     _check(isinstance(raw, dict), f"model: {path} must hold a JSON object")
     return raw
 
@@ -117,7 +149,7 @@ class HFFields:
 
     def number(self, name: str, default: float | None = None) -> float:
         value = self._get(name, default)
-        _check(isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0,
+        _check(isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf,
                f"config.json: {name} must be a positive number, got {value!r}")
         return float(value)
 
@@ -143,26 +175,31 @@ def rope_config(raw: dict[str, Any], max_position_embeddings: int) -> RopeConfig
     """Read rope_theta + rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     _check(isinstance(scaling, dict), f"config.json: rope_scaling must be an object, got {scaling!r}")
-    section = HFFields(scaling)
-    theta = section.number("rope_theta", HFFields(raw).number("rope_theta", 10000.0))
+    section, top = HFFields(scaling), HFFields(raw)
+    theta = section.number("rope_theta", top.number("rope_theta", 10000.0))
     rope_type = section.string("rope_type", section.string("type", "default"))
     _check(rope_type in ROPE_TYPES, f"config.json: rope_type {rope_type!r} is not supported; "
                                     f"supported: {', '.join(ROPE_TYPES)}")
-    _check(section.number("partial_rotary_factor", HFFields(raw).number("partial_rotary_factor", 1.0)) == 1.0,
+    _check(section.number("partial_rotary_factor", top.number("partial_rotary_factor", 1.0)) == 1.0,
            "config.json: partial_rotary_factor other than 1 is not supported")
-    if rope_type == "default":
-        return RopeConfig(theta=theta)
     known = {f.name for f in fields(RopeConfig)} | {"type", "rope_theta", "partial_rotary_factor"}
     unknown = sorted(set(scaling) - known)
     _check(not unknown, f"config.json: rope_scaling has unsupported fields: {', '.join(unknown)}")
-    original = scaling.get("original_max_position_embeddings") or raw.get("original_max_position_embeddings")
-    optional = {name: float(scaling[name]) for name in ("attention_factor", "mscale", "mscale_all_dim")
-                if scaling.get(name) is not None}
+    if rope_type == "default":
+        return RopeConfig(theta=theta)
+    if rope_type == "dynamic":  # stretches beyond the model's own length, whatever else the section says
+        return RopeConfig(rope_type, theta, section.number("factor"), max_position_embeddings)
+    outer = top.integer("original_max_position_embeddings", max_position_embeddings)
+    original = section.integer("original_max_position_embeddings", outer)
+    _check(original == outer or not top.has("original_max_position_embeddings"),
+           f"config.json: original_max_position_embeddings is {outer} and, in rope_scaling, {original}")
+    optional = {name: section.number(name) for name in ("attention_factor", "mscale", "mscale_all_dim")
+                if scaling.get(name)}
     return RopeConfig(
         rope_type=rope_type,
         theta=theta,
-        factor=section.number("factor"),
-        original_max_position_embeddings=original or max_position_embeddings,
+        factor=section.number("factor", max_position_embeddings / original if rope_type == "yarn" else None),
+        original_max_position_embeddings=original,
         low_freq_factor=section.number("low_freq_factor", 1.0),
         high_freq_factor=section.number("high_freq_factor", 4.0),
         beta_fast=section.number("beta_fast", 32.0),
@@ -267,5 +304,5 @@ class SchedulerConfig:
 
 
 __all__ = ["BUNDLED_DRAFT_DIR", "BUNDLED_MODEL_DIR", "DTYPES", "DTYPE_BYTES", "ConfigError", "EngineConfig", "HFFields",
-           "ModelConfig", "RequestError", "RopeConfig", "SchedulerConfig", "hf_dtype", "read_hf_config", "rope_config",
-           "token_id_list"]
+           "ModelConfig", "RequestError", "RopeConfig", "SchedulerConfig", "hf_dtype", "read_generation_config",
+           "read_hf_config", "read_json_object", "rope_config", "token_id_list"]

@@ -9,6 +9,8 @@ import torch
 
 from mini_infer.config import BUNDLED_MODEL_DIR
 
+torch.set_num_threads(1)  # tests run side by side: threads that wait for each other's cores cost far more than they bring
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="needs a CUDA GPU: run `make test-gpu` on one")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 class Block:
     """`block_size` tokens' worth of cache. `prev` and `next` are its links in the free list, None outside it."""
 
-    __slots__ = ("id", "ref_count", "block_hash", "prev", "next")
+    __slots__ = ("block_hash", "id", "next", "prev", "ref_count")
 
     def __init__(self, block_id: int):
         self.id = block_id
@@ -154,7 +154,7 @@ class BlockPool:
                     self._num_cached += 1
 
     def commit(self, block_id: int, block_hash: bytes) -> None:
-        """Publish a held block's content, from now on read-only. If it is known already, the older block stays the one."""
+        """Publish a held block's content, read-only from now on. If another holds the same, that one stays known."""
         block = self._blocks[block_id]
         if block.ref_count <= 0:
             raise ValueError(f"block {block_id} is committed but nobody holds it")

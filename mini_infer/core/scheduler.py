@@ -12,7 +12,7 @@ still be written is never in the prefix cache, because only confirmed content is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from mini_infer.config import SchedulerConfig
@@ -21,7 +21,7 @@ from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan, StepResult
 from mini_infer.core.policy import make_policy
 from mini_infer.core.request import Request, RequestStatus
 from mini_infer.core.waiting import WaitingQueue
-from mini_infer.protocol import AddRequest, EngineStats, RequestError, TokensOut
+from mini_infer.protocol import AddRequest, EngineStats, RequestError, TokenLogprobs, TokensOut
 
 RUNNING = RequestStatus.RUNNING
 
@@ -130,10 +130,10 @@ class Scheduler:
                 budget -= self._plan_chunk(seqs, request, budget)
         admitted: list[AdmittedSlot] = []
         if self._num_preemptions == num_preemptions:  # else blocks are short: who came in now would be next to go
-            while budget > 0 and (request := self._admit()) is not None:
-                admitted.append(AdmittedSlot(request.slot, request.id, list(request.tokens), request.prompt_len,
-                                             request.num_computed, list(request.blocks), request.params))
-                budget -= self._plan_chunk(seqs, request, budget)
+            while budget > 0 and (new := self._admit()) is not None:
+                admitted.append(AdmittedSlot(new.slot, new.id, list(new.tokens), new.prompt_len, new.num_computed,
+                                             list(new.blocks), new.params))
+                budget -= self._plan_chunk(seqs, new, budget)
         if not seqs:
             return None
         released, self._released_slots = self._released_slots, []
@@ -274,3 +274,53 @@ class Scheduler:
                 outputs.append(TokensOut(request_id, new, finish_reason, stop_reason, logprobs, prompt_logprobs,
                                          request.num_cached_tokens))
         return outputs
+
+    def _live(self, row: SeqStep) -> Request | None:
+        """The request a row was planned for, unless it has ended or been preempted since."""
+        request = self._requests.get(row.request_id)
+        return request if request is not None and request.epoch == row.epoch else None
+
+    def _append(self, request: Request, sampled: list[int]) -> tuple[int, str, int | None] | None:
+        """Append sampled tokens up to the one that ends the request, if any does.
+
+        Returns then how many were taken (the last is the stop token itself, or the last there is room for), the finish
+        reason and the stop reason.
+        """
+        tokens, stop_ids, max_len = request.tokens, request.stop_ids, request.max_len
+        for num_taken, token in enumerate(sampled, 1):
+            tokens.append(token)
+            if token in stop_ids and len(tokens) - request.prompt_len >= request.params.min_tokens:
+                is_eos = token in self.config.eos_token_ids and not request.params.ignore_eos
+                return num_taken, "stop", None if is_eos else token
+            if len(tokens) >= max_len:
+                return num_taken, "length", None
+        return None
+
+    def _take_prompt_logprobs(self, request: Request, start: int,
+                              entries: list[TokenLogprobs]) -> list[TokenLogprobs]:
+        """The entries, of prompt positions start + 1 .., that were not delivered before a preemption."""
+        taken = entries[max(0, request.num_prompt_logprobs - start):request.prompt_len - 1 - start]
+        request.num_prompt_logprobs += len(taken)
+        return taken
+
+    def _end(self, request: Request, reason: str, error: str | None = None) -> TokensOut:
+        """Finish a request wherever it is; a plan that still names it becomes stale."""
+        was_running = request.status is RUNNING
+        request.status = RequestStatus.FINISHED
+        if was_running:
+            self._vacate(request)
+        else:
+            self._waiting.discard()
+            self._head_refused = False
+        del self._requests[request.id]
+        self._num_ended[reason] += 1
+        return TokensOut(request.id, [], reason, num_cached_tokens=max(0, request.num_cached_tokens), error=error)
+
+    def _vacate(self, request: Request) -> None:
+        """Take slot and blocks back. Plans in flight may still write there; whoever comes next writes after them."""
+        self._kv.release(request)
+        del self._running[request.slot]
+        self._free_slots.append(request.slot)
+        self._released_slots.append(request.slot)
+        self._head_refused = False
+        request.slot = -1

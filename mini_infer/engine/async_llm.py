@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import count
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -29,7 +30,7 @@ from mini_infer.protocol import (
     SamplingParams,
     StepOutputs,
 )
-from mini_infer.text.chat_template import ChatTemplate
+from mini_infer.text.chat_template import ChatTemplate, require_chat_template
 from mini_infer.text.door import Door, PreparedRequest, Prompt, expand
 from mini_infer.text.output import CompletionDelta, OutputProcessor
 from mini_infer.text.tokenizer import Tokenizer
@@ -53,11 +54,10 @@ class AsyncLLM:
     caller does something else; `start` waits until it is ready.
     """
 
-    def __init__(self, config: EngineConfig | None = None, sim: SimConfig | None = None,
-                 observer: Observer | None = None):
+    def __init__(self, config: EngineConfig | None = None, sim: SimConfig | None = None):
         self.config = config or EngineConfig()
         self.sim = sim
-        self._observer = observer
+        self._observer: Observer | None = None
         self._client = EngineClient(self.config, sim)
         self._ids = count(1)
         self._records: dict[int, SequenceRecord] = {}
@@ -65,6 +65,7 @@ class AsyncLLM:
         self._stats = EngineStats()
         self._error: EngineDeadError | None = None
         self._info: EngineInfo | None = None
+        self._text: tuple[Tokenizer | None, ChatTemplate | None] = (None, None)
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -72,23 +73,26 @@ class AsyncLLM:
         """Start the engine process. Returns at once."""
         self._client.spawn()
 
+    def observe(self, observer: Observer) -> None:
+        """From now on tell `observer` what happens to sequences."""
+        self._observer = observer
+
     async def start(self) -> EngineInfo:
-        """Wait until the engine is ready. Raises ConfigError for a configuration that cannot work, EngineDeadError else."""
+        """Wait until the engine is ready. Raises ConfigError for a configuration that cannot work, else EngineDeadError
+        when it did not come up."""
         try:
-            self._info = await self._client.connect(self._on_message, self._on_lost)
-            self._load_text()
+            connecting = asyncio.create_task(self._client.connect(self._on_message, self._on_lost))
+            if not self.config.skip_tokenizer_init and Path(self.config.tokenizer_path).is_dir():
+                self._text = await asyncio.to_thread(_load_text, self.config, self.config.model)
+            self._info = await connecting
+            if not self.config.skip_tokenizer_init and self._text[0] is None:  # only now is it known where the model is
+                self._text = await asyncio.to_thread(_load_text, self.config, self._info.model_path)
         except BaseException:
             await self._client.close()
             raise
-        return self._info
-
-    def _load_text(self) -> None:
-        info = self.info
-        skip = self.config.skip_tokenizer_init
-        self.tokenizer = None if skip else Tokenizer.load(self.config.tokenizer or info.model_path)
-        self.chat_template = None if self.tokenizer is None else ChatTemplate.load(info.model_path, self.tokenizer)
-        self._door = Door(self.tokenizer, info.vocab_size, info.max_model_len)
+        self._door = Door(self.tokenizer, self._info.vocab_size, self._info.max_model_len)
         self._processor = OutputProcessor(self.tokenizer)
+        return self._info
 
     async def close(self) -> None:
         """End the engine process; whatever still runs ends with EngineDeadError."""
@@ -109,6 +113,10 @@ class AsyncLLM:
         if self._info is None:
             raise RuntimeError("AsyncLLM: start() first")
         return self._info
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._text[0]
 
     @property
     def error(self) -> EngineDeadError | None:
@@ -152,22 +160,20 @@ class AsyncLLM:
             return self._door.prepare_batch(prompts, [params] * len(prompts), clip_max_tokens=clip_max_tokens,
                                             add_special_tokens=add_special_tokens)
 
-        return await asyncio.to_thread(work) if sum(map(len, prompts)) > LONG_TEXT else work()
+        long = sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) > LONG_TEXT
+        return await asyncio.to_thread(work) if long else work()
 
     async def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> str:
         """Messages as the model's chat template writes them; `options` are ChatTemplate.render's."""
-        template = self.chat_template
-        if template is None:
-            raise RequestError("messages need a chat template, and this engine runs without a tokenizer", "messages")
-        size = sum(len(message["content"]) for message in messages)
-        if size > LONG_TEXT:
-            return await asyncio.to_thread(lambda: template.render(messages, **options))
-        return template.render(messages, **options)
+        template = require_chat_template(self._text[1])
+        long = sum(len(str(message.get("content"))) for message in messages) > LONG_TEXT
+        return await asyncio.to_thread(template.render, messages, **options) if long else \
+            template.render(messages, **options)
 
     def submit(self, requests: Sequence[PreparedRequest], *, priority: int = 0, cache_salt: str = "",
                request_id: str | None = None, stream: bool = True) -> OutputStream:
         """Hand prepared requests to the engine; their completions share one stream, where completion j of request i has
-        index i * n + j. The caller must read the stream to its end or `close` it."""
+        index i * n + j. The caller must `close` the stream."""
         if self._error is not None:
             raise self._error
         if request_id is not None and request_id in self._named:
@@ -190,10 +196,7 @@ class AsyncLLM:
         """End a request by the name it was given; unknown or finished ones are passed over."""
         output = self._named.get(request_id)
         if output is not None:
-            self._finish_by_hand(output)
-
-    def _finish_by_hand(self, output: OutputStream) -> None:
-        self._client.send(AbortRequest(list(output.request_ids)))  # the engine answers with finish_reason "abort"
+            self._client.send(AbortRequest(list(output.request_ids)))  # the answers have finish_reason "abort"
 
     def _close(self, output: OutputStream) -> None:
         ids = output.request_ids
@@ -255,6 +258,11 @@ class AsyncLLM:
             record.stream.request_ids.clear()
             record.stream.fail(self._error)
             self._forget(record, "error", now)
+
+
+def _load_text(config: EngineConfig, model_dir: str) -> tuple[Tokenizer, ChatTemplate | None]:
+    tokenizer = Tokenizer.load(config.tokenizer or model_dir)
+    return tokenizer, ChatTemplate.load(config.tokenizer or model_dir, tokenizer)
 
 
 __all__ = ["AsyncLLM", "EngineDeadError", "Observer", "OutputStream"]

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig, read_hf_config
+from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.engine.executor import LocalExecutor
 from mini_infer.engine.loop import EngineLoop
-from mini_infer.models.decoder import Decoder
 from mini_infer.models.hub import resolve
 from mini_infer.models.loader import load_model
-from mini_infer.models.registry import adapter_for, load_plugins
+from mini_infer.models.registry import load_config, load_plugins
 from mini_infer.protocol import EngineInfo
 from mini_infer.runtime.kv_pool import KVPool
 from mini_infer.runtime.memory import kv_budget_cpu, kv_budget_cuda
@@ -71,9 +70,7 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
     with phases.phase("config"):
         load_plugins(config.plugins)
         model_dir = resolve(config.model)
-        raw = read_hf_config(model_dir)
-        adapter = adapter_for(raw)
-        model_config = adapter.config(raw, model_dir)
+        adapter, model_config = load_config(model_dir)
         device = pick_device(config.device)
         dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
         dtype: torch.dtype = getattr(torch, dtype_name)
@@ -109,8 +106,8 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         try:
             runner, pool, state = make_runner(num_blocks)
         except RuntimeError as error:  # torch's out-of-memory errors, on either kind of device
-            raise ConfigError(f"no memory for {num_blocks} KV blocks of {block_size} tokens "
-                              f"({num_blocks * _block_bytes(model_config, dtype_name, block_size) / 1e9:.1f} GB): lower "
+            size = num_blocks * _block_bytes(model_config, dtype_name, block_size) / 1e9
+            raise ConfigError(f"no memory for {num_blocks} KV blocks of {block_size} tokens ({size:.1f} GB): lower "
                               f"num_kv_blocks, kv_cache_memory or gpu_memory_utilization ({error})") from None
         _synchronize(device)
     graphs_bytes = 0
@@ -199,4 +196,4 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-__all__ = ["Decoder", "Engine", "build_engine", "pick_device"]
+__all__ = ["Engine", "build_engine", "pick_device"]

@@ -54,7 +54,8 @@ class EngineClient:
                                              start_new_session=True)
         self._socket = ours
 
-    async def connect(self, on_message: Callable[[Message], None], on_lost: Callable[[EngineDeadError], None]) -> EngineInfo:
+    async def connect(self, on_message: Callable[[Message], None],
+                      on_lost: Callable[[EngineDeadError], None]) -> EngineInfo:
         """Wait for the engine to be ready. Raises ConfigError or EngineDeadError when it could not start."""
         if self._socket is None:
             self.spawn()

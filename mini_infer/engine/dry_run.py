@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -26,7 +27,7 @@ MAX_NUM_SEQS = 256
 MAX_NUM_BATCHED_TOKENS = 8192
 BLOCK_SIZE = 16
 PIPELINE_DEPTH = 2
-WORD_STARTS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write a leading space
+WORD = re.compile("[Ġ▁][A-Za-z]+")  # byte-level and SentencePiece vocabularies write a leading space like this
 
 
 def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = None) -> tuple[EngineLoop, EngineInfo]:
@@ -43,7 +44,8 @@ def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = 
     max_model_len = config.max_model_len or model.max_position_embeddings
     max_num_seqs = config.max_num_seqs or MAX_NUM_SEQS
     block_size = config.block_size or BLOCK_SIZE
-    num_blocks = config.num_kv_blocks or _num_blocks(config, model, cost, dtype, block_size, max_model_len, max_num_seqs)
+    num_blocks = config.num_kv_blocks or _num_blocks(config, model, cost, dtype, block_size,
+                                                     -(-max_model_len // block_size) * max_num_seqs)
     scheduler_config = SchedulerConfig(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens or max(MAX_NUM_BATCHED_TOKENS, max_num_seqs),
@@ -79,7 +81,8 @@ def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = 
         pipeline_depth=depth,
         eos_token_ids=list(eos),
         startup_seconds={"dry run": round(time.perf_counter() - start, 3)},
-        memory_bytes={"weights": cost.weight_bytes, "kv_pool": num_blocks * block_size * model.kv_bytes_per_token(dtype)},
+        memory_bytes={"weights": cost.weight_bytes,
+                      "kv_pool": num_blocks * block_size * model.kv_bytes_per_token(dtype)},
     )
     return loop, info
 
@@ -118,18 +121,18 @@ def word_ids(tokenizer: Tokenizer | None, model: ModelConfig, eos: tuple[int, ..
     """Ids that read as whole words; every id but end-of-sequence where no tokenizer tells."""
     if tokenizer is not None:
         pieces = ((i, tokenizer.id_to_piece(i) or "") for i in range(min(tokenizer.vocab_size, model.vocab_size)))
-        words = [i for i, piece in pieces if piece.startswith(WORD_STARTS) and piece[1:].isascii() and piece[1:].isalpha()]
+        words = [i for i, piece in pieces if WORD.fullmatch(piece)]
         if words:
             return words
     return [i for i in range(model.vocab_size) if i not in eos]
 
 
 def _num_blocks(config: EngineConfig, model: ModelConfig, cost: CostModel, dtype: str, block_size: int,
-                max_model_len: int, max_num_seqs: int) -> int:
-    """What fits beside the weights, and no more than `max_num_seqs` requests of `max_model_len` can use."""
+                most: int) -> int:
+    """What fits beside the weights, and no more than the `most` that all requests together can use."""
     block_bytes = model.kv_bytes_per_token(dtype) * block_size
     budget = config.kv_cache_memory or cost.gpu.memory_bytes * config.gpu_memory_utilization - cost.weight_bytes
     if budget < block_bytes:
         raise ConfigError(f"dry_gpu: {cost.gpu.name} has {cost.gpu.memory_bytes / 1e9:.0f} GB, the weights alone take "
                           f"{cost.weight_bytes / 1e9:.1f} GB; choose a larger GPU or a smaller model")
-    return int(min(budget // block_bytes, -(-max_model_len // block_size) * max_num_seqs))
+    return int(min(budget // block_bytes, most))

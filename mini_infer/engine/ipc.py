@@ -21,7 +21,8 @@ _KINDS: dict[int, type] = {1: AddRequest, 2: AbortRequest, 3: StepOutputs, 4: En
                            6: RequestRefused}
 _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
 _ENCODER = msgspec.msgpack.Encoder()
-_DECODERS = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in _KINDS.items()}
+_DECODERS: dict[int, msgspec.msgpack.Decoder[Message]] = {
+    kind: msgspec.msgpack.Decoder(cls) for kind, cls in _KINDS.items()}
 _HEADER = struct.Struct("<IB")
 MAX_FRAME_BYTES = 1 << 30
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from tqdm import tqdm
 
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.engine.build import build_engine
-from mini_infer.protocol import AddRequest, EngineInfo, EngineStats, RequestError, SamplingParams, TokensOut
+from mini_infer.protocol import AddRequest, EngineInfo, EngineStats, RequestError, SamplingParams
 from mini_infer.text.chat_template import ChatTemplate
-from mini_infer.text.door import Prompt, expand, prepare
-from mini_infer.text.output import CompletionDelta, OutputProcessor, RequestOutput
+from mini_infer.text.door import Door, PreparedRequest, Prompt, expand
+from mini_infer.text.output import CompletionDelta, OutputProcessor, RequestAssembler, RequestOutput
 from mini_infer.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
 
 
 class LLM:
@@ -24,24 +26,22 @@ class LLM:
         llm.generate("Hello!", max_tokens=40)[0].text
         for piece in llm.stream("Once upon a time"): print(piece, end="")
 
-    The keyword arguments are the fields of `EngineConfig`. Raises ConfigError when they, or the checkpoint, cannot work.
+    The keyword arguments are the fields of `EngineConfig`. Raises ConfigError when they or the checkpoint cannot work.
     """
 
-    def __init__(self, model: str | None = None, *, config: EngineConfig | None = None, **options: Any):
-        if config is not None and (model is not None or options):
-            raise ConfigError("give either config or single options, not both")
-        if config is None:
-            config = make_config(model, options)
-        engine = build_engine(config, progress=True)
-        self.config = config
+    def __init__(self, model: str | EngineConfig | None = None, **options: Any):
+        self.config = make_config(model, options)
+        engine = build_engine(self.config, progress=True)
         self.info: EngineInfo = engine.info
         self._loop = engine.loop
-        self._tokenizer = None if config.skip_tokenizer_init else Tokenizer.from_pretrained(
-            config.tokenizer or engine.info.model_path)
-        self._chat_template: ChatTemplate | None = None
+        source = self.config.tokenizer or self.info.model_path
+        self._tokenizer = None if self.config.skip_tokenizer_init else Tokenizer.load(source)
+        self._chat_template = None if self._tokenizer is None else ChatTemplate.load(source, self._tokenizer)
+        self._door = Door(self._tokenizer, self.info.vocab_size, self.info.max_model_len)
         self._processor = OutputProcessor(self._tokenizer)
-        self._inboxes: dict[int, list[CompletionDelta]] = {}  # by request, for whoever is iterating over it
+        self._inboxes: dict[int, list[CompletionDelta]] = {}  # by sequence: what its reader has not taken yet
         self._next_id = 0
+        self._next_request = 0
 
     @property
     def model_path(self) -> str:
@@ -50,9 +50,180 @@ class LLM:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """Raises RequestError when the engine was made without one."""
         if self._tokenizer is None:
-            raise RequestError("text needs a tokenizer: give token ids, or leave skip_tokenizer_init unset", "prompt")
+            raise RequestError("this engine has no tokenizer: leave skip_tokenizer_init unset", "prompt")
         return self._tokenizer
 
     def stats(self) -> EngineStats:
+        """KV blocks, queues, and counters since the start."""
         return self._loop.stats()
+
+    def generate(self, prompts: Prompt | Sequence[Prompt],
+                 sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
+                 priority: int | Sequence[int] = 0, cache_salt: str = "", **params: Any) -> list[RequestOutput]:
+        """Complete one prompt or many, in their order.
+
+        prompts: text, token ids, {"prompt": …} or {"prompt_token_ids": …}, or a list of these. sampling_params: one for
+        all, or one each; or its fields as keywords. Raises RequestError, before anything runs, when any of them cannot
+        be served; a request that fails while it runs ends with finish_reason "error" and the others go on.
+        """
+        items = _as_prompts(prompts)
+        each = _as_params(sampling_params, params, len(items))
+        return self._run(self._door.prepare_batch(items, each), priority, cache_salt, use_tqdm)
+
+    def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]],
+             sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
+             tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+             continue_final_message: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
+             **params: Any) -> list[RequestOutput]:
+        """Answer one conversation or many; messages are OpenAI's. Raises RequestError like `generate`."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        if self._chat_template is None:
+            raise RequestError("this model has no chat template; use generate", "messages")
+        template = self._chat_template
+        prompts = [template.render(conversation, tools=tools, add_generation_prompt=add_generation_prompt,  # type: ignore[arg-type]
+                                   continue_final_message=continue_final_message,
+                                   chat_template_kwargs=chat_template_kwargs) for conversation in conversations]
+        each = _as_params(sampling_params, params, len(prompts))
+        # Templates write the special tokens themselves.
+        return self._run(self._door.prepare_batch(prompts, each, add_special_tokens=False), 0, "", use_tqdm)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **params: Any) -> Iterator[str]:
+        """Complete one prompt, yielding text as it is made. Closing the iterator ends the request."""
+        (one,) = _as_params(sampling_params, params, 1)
+        if one.n != 1:
+            raise RequestError("n must be 1 in a stream", "n")
+        prepared = self._door.prepare(prompt, one)
+        return (delta.text for delta in self._stream(prepared) if delta.text)
+
+    def _stream(self, prepared: PreparedRequest) -> Iterator[CompletionDelta]:
+        (sequence,) = self._add(prepared, 0, "", stream=True)
+        try:
+            while True:
+                for delta in self._take(sequence):
+                    yield delta
+                    if delta.finish_reason is not None:
+                        _raise_if_failed(delta)
+                        return
+                self._step()
+        finally:
+            self._drop([sequence])
+
+    def _run(self, requests: Sequence[PreparedRequest], priority: int | Sequence[int], cache_salt: str,
+             use_tqdm: bool) -> list[RequestOutput]:
+        priorities = [priority] * len(requests) if isinstance(priority, int) else list(priority)
+        if len(priorities) != len(requests):
+            raise RequestError(f"priority must be one or one each: {len(requests)} prompts, {len(priorities)} given",
+                               "priority")
+        assemblers: list[RequestAssembler] = []
+        owner: dict[int, RequestAssembler] = {}
+        try:
+            for prepared, rank in zip(requests, priorities):
+                assembler = RequestAssembler(str(self._next_request), prepared.prompt, prepared.prompt_token_ids,
+                                             prepared.params.n)
+                self._next_request += 1
+                assemblers.append(assembler)
+                owner.update(dict.fromkeys(self._add(prepared, rank, cache_salt, stream=False), assembler))
+            with tqdm(total=len(requests), desc="requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
+                self._finish(owner, bar)
+        finally:
+            self._drop(list(owner))  # whatever is left after an exception or Ctrl-C
+        return [assembler.output for assembler in assemblers]
+
+    def _finish(self, owner: dict[int, RequestAssembler], bar: tqdm) -> None:
+        start = self.stats().generated_tokens
+        while owner:
+            for sequence in self._step():
+                assembler = owner.get(sequence)
+                if assembler is None:
+                    continue
+                for delta in self._take(sequence):
+                    if delta.finish_reason is not None:
+                        del owner[sequence]
+                        self._inboxes.pop(sequence, None)
+                    if assembler.add(delta):
+                        elapsed = bar.format_dict["elapsed"] or 1e-9
+                        tokens = self.stats().generated_tokens - start
+                        bar.set_postfix_str(f"{tokens / elapsed:.0f} tok/s", refresh=False)
+                        bar.update()
+
+    def _add(self, prepared: PreparedRequest, priority: int, cache_salt: str, stream: bool) -> list[int]:
+        """Queue the n sequences of a request; returns their ids."""
+        added: list[int] = []
+        try:
+            for index, params in enumerate(expand(prepared.params)):
+                sequence = self._next_id
+                self._next_id += 1
+                self._processor.add(sequence, prepared.prompt_token_ids, params, index, stream=stream)
+                self._inboxes[sequence] = []
+                added.append(sequence)
+                self._loop.add(AddRequest(sequence, prepared.prompt_token_ids, params, priority, cache_salt))
+        except BaseException:
+            self._drop(added)
+            raise
+        return added
+
+    def _step(self) -> list[int]:
+        """One step of the engine; returns the sequences that have something new in their inbox."""
+        deltas, aborts = self._processor.process(self._loop.step())
+        if aborts:
+            self._loop.abort(aborts)
+        for sequence, delta in deltas:
+            self._inboxes[sequence].append(delta)
+        return [sequence for sequence, _ in deltas]
+
+    def _take(self, sequence: int) -> list[CompletionDelta]:
+        deltas, self._inboxes[sequence] = self._inboxes[sequence], []
+        return deltas
+
+    def _drop(self, sequences: list[int]) -> None:
+        for sequence in sequences:
+            self._processor.discard(sequence)
+            self._inboxes.pop(sequence, None)
+        self._loop.abort(sequences)
+
+
+class LLMEngine(LLM):
+    """`LLM` by its other name: `LLMEngine(EngineConfig(model=…))` or `LLMEngine(model="…")`."""
+
+
+def make_config(model: str | EngineConfig | None, options: Mapping[str, Any]) -> EngineConfig:
+    """An EngineConfig from `LLM`'s arguments. Raises ConfigError for an unknown option."""
+    if isinstance(model, EngineConfig):
+        if options:
+            raise ConfigError(f"give an EngineConfig or single options, not both: {', '.join(sorted(options))}")
+        return model
+    known = {field.name for field in fields(EngineConfig)}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"unknown option: {', '.join(unknown)}; the options are {', '.join(sorted(known))}")
+    return EngineConfig(**options) if model is None else EngineConfig(model=model, **options)
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt (text, a mapping, or a flat list of ids) or a list of them -> a list of them."""
+    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _as_params(given: SamplingParams | Sequence[SamplingParams] | None, keywords: Mapping[str, Any],
+               count: int) -> list[SamplingParams]:
+    if given is not None and keywords:
+        raise RequestError(f"give sampling_params or its fields as keywords, not both: {', '.join(sorted(keywords))}",
+                           "sampling_params")
+    if given is None:
+        if unknown := sorted(set(keywords) - {field.name for field in fields(SamplingParams)}):
+            raise RequestError(f"unknown sampling parameter: {', '.join(unknown)}", unknown[0])
+        given = SamplingParams(**keywords)
+    if isinstance(given, SamplingParams):
+        return [given] * count
+    if len(given) != count:
+        raise RequestError(f"sampling_params must be one or one each: {count} prompts, {len(given)} given",
+                           "sampling_params")
+    return list(given)
+
+
+def _raise_if_failed(delta: CompletionDelta) -> None:
+    if delta.finish_reason == "error":
+        raise RuntimeError(delta.error or "the request failed")

@@ -63,6 +63,10 @@ class OutputStream:
         self._on_close(self)
 
 
+class GenerationError(RuntimeError):
+    """The engine could not bring a request to its end; the message says why."""
+
+
 def merge(first: CompletionDelta, second: CompletionDelta) -> CompletionDelta:
     """Two deltas of one completion, in order, as one."""
     first.token_ids.extend(second.token_ids)

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import torch
 
+from mini_infer.ops.dispatch import tl, triton, use_triton
 from mini_infer.ops.norm import _rms_norm_torch
-from mini_infer.ops.rope import _apply_rope_torch
+from mini_infer.ops.rope import _apply_rope_torch, load_cos_sin
 
 
 def write_kv(
     k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
 ) -> None:
-    """Store k and v [T, Hkv, D] at the slots int32 [T] of the caches. Padding tokens share a null slot: any may win."""
-    _write_kv_torch(k, v, slot_mapping, k_cache, v_cache)
+    """Store k and v [T, Hkv, D] at the slots int32 [T] of the caches. Padding tokens share null slots: any may win.
+
+    k and v may be strided views whose last dimension is contiguous.
+    """
+    if use_triton(k):
+        _write_kv_triton(k, v, slot_mapping, k_cache, v_cache)
+    else:
+        _write_kv_torch(k, v, slot_mapping, k_cache, v_cache)
 
 
 def qkv_to_cache(
@@ -35,19 +42,28 @@ def qkv_to_cache(
 ) -> torch.Tensor:
     """Split qkv [T, (Hq + 2 Hkv) D], norm q and k per head if asked, rotate both, cache K and V -> q [T, Hq, D].
 
-    `q_norm` and `k_norm` [D] go together (Qwen3's QK-norm); `table` is rope.cos_sin_table's.
+    `qkv` is contiguous and stays as it is; `q_norm` and `k_norm` [D] go together (Qwen3's QK-norm); `table` is
+    `rope.cos_sin_table`'s; `positions` and `slot_mapping` are int32 [T]. What lies between qkv's rounding and the
+    result's is computed in float32.
     """
-    return _qkv_to_cache_torch(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache, v_cache,
-                               q_norm, k_norm, eps)
+    run = _qkv_to_cache_triton if use_triton(qkv) else _qkv_to_cache_torch
+    return run(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache, v_cache,
+               q_norm, k_norm, eps)
 
 
 def _write_kv_torch(
     k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
 ) -> None:
     block_size = k_cache.shape[2]
-    block, offset = slot_mapping // block_size, slot_mapping % block_size
-    k_cache[block, :, offset] = k
-    v_cache[block, :, offset] = v
+    if len(slot_mapping) == 1:  # plain slices: half the time of an indexed write
+        block, offset = divmod(int(slot_mapping), block_size)
+        k_cache[block, :, offset] = k[0]
+        v_cache[block, :, offset] = v[0]
+        return
+    slots = slot_mapping.long()
+    where = slots // block_size, slots % block_size
+    k_cache.transpose(1, 2).index_put_(where, k)
+    v_cache.transpose(1, 2).index_put_(where, v)
 
 
 def _qkv_to_cache_torch(
@@ -64,9 +80,155 @@ def _qkv_to_cache_torch(
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
 ) -> torch.Tensor:
-    q, k, v = qkv.view(-1, num_heads + 2 * num_kv_heads, head_dim).split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-    if q_norm is not None and k_norm is not None:
-        q, k = _rms_norm_torch(q, q_norm, eps), _rms_norm_torch(k, k_norm, eps)
-    q, k = _apply_rope_torch(q, positions, table), _apply_rope_torch(k, positions, table)
-    _write_kv_torch(k, v, slot_mapping, k_cache, v_cache)
+    heads = qkv.view(-1, num_heads + 2 * num_kv_heads, head_dim)
+    qk, v = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
+    if q_norm is not None and k_norm is not None:  # one norm over all heads, in float32 up to the rotation's end
+        weights = torch.cat((q_norm.expand(num_heads, -1), k_norm.expand(num_kv_heads, -1)))
+        qk = _rms_norm_torch(qk.float(), None, eps).mul_(weights)
+    qk = _apply_rope_torch(qk, positions, table).to(qkv.dtype)
+    _write_kv_torch(qk[:, num_heads:], v, slot_mapping, k_cache, v_cache)
+    return qk[:, :num_heads]
+
+
+def _write_kv_triton(
+    k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
+) -> None:
+    num_tokens, num_kv_heads, head_dim = k.shape
+    if num_tokens == 0:
+        return
+    _write_kv_kernel[(num_tokens,)](
+        k, v, slot_mapping, k_cache, v_cache, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
+        KV_HEADS=num_kv_heads, BLOCK_HEADS=triton.next_power_of_2(num_kv_heads),
+        DIM=head_dim, BLOCK_DIM=triton.next_power_of_2(head_dim), BLOCK_SIZE=k_cache.shape[2], num_warps=2,
+    )  # fmt: skip
+
+
+@triton.jit
+def _write_kv_kernel(
+    k_ptr,
+    v_ptr,
+    slot_mapping_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    k_token_stride,
+    k_head_stride,
+    v_token_stride,
+    v_head_stride,
+    KV_HEADS: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+):
+    """A program stores all KV heads of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.arange(0, BLOCK_HEADS)[:, None]
+    column = tl.arange(0, BLOCK_DIM)[None, :]
+    mask = (head < KV_HEADS) & (column < DIM)
+    target = cache_offset(tl.load(slot_mapping_ptr + token), head, KV_HEADS, DIM, BLOCK_SIZE) + column
+    k = tl.load(k_ptr + token * k_token_stride + head * k_head_stride + column, mask=mask, other=0.0)
+    v = tl.load(v_ptr + token * v_token_stride + head * v_head_stride + column, mask=mask, other=0.0)
+    tl.store(k_cache_ptr + target, k, mask=mask)
+    tl.store(v_cache_ptr + target, v, mask=mask)
+
+
+@triton.jit
+def cache_offset(slot, head, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Where in a cache [blocks, KV_HEADS, BLOCK_SIZE, DIM] a slot's vector of a head begins; int64."""
+    block = (slot // BLOCK_SIZE).to(tl.int64)
+    return ((block * KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
+
+
+def _qkv_to_cache_triton(
+    qkv: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    table: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
+) -> torch.Tensor:
+    num_tokens = qkv.shape[0]
+    q = qkv.new_empty(num_tokens, num_heads, head_dim)
+    heads = min(4, triton.next_power_of_2(max(num_heads, num_kv_heads)))
+    tiles = triton.cdiv(num_heads, heads) + triton.cdiv(num_kv_heads, heads)
+    norm = q_norm is not None and k_norm is not None
+    if num_tokens:
+        _qkv_to_cache_kernel[(num_tokens, tiles)](
+            qkv, positions, slot_mapping, table, q_norm if norm else qkv, k_norm if norm else qkv, q, k_cache, v_cache,
+            eps, HEADS=num_heads, KV_HEADS=num_kv_heads, TILE_HEADS=heads,
+            HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=k_cache.shape[2],
+            NORM=norm, num_warps=2,
+        )  # fmt: skip
     return q
+
+
+@triton.jit
+def _qkv_to_cache_kernel(
+    qkv_ptr,
+    positions_ptr,
+    slot_mapping_ptr,
+    table_ptr,
+    q_norm_ptr,
+    k_norm_ptr,
+    q_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    eps,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    TILE_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """A program serves TILE_HEADS heads of one token: either query heads, or key heads with their value heads."""
+    DIM: tl.constexpr = 2 * HALF
+    Q_TILES: tl.constexpr = (HEADS + TILE_HEADS - 1) // TILE_HEADS
+    token = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    column = tl.arange(0, BLOCK_HALF)[None, :]
+    cos, sin = load_cos_sin(table_ptr, tl.load(positions_ptr + token), HALF, BLOCK_HALF)
+    qkv_row = qkv_ptr + token * ((HEADS + 2 * KV_HEADS) * DIM)
+    if tile < Q_TILES:
+        head = tile * TILE_HEADS + tl.arange(0, TILE_HEADS)[:, None]
+        mask = (head < HEADS) & (column < HALF)
+        left, right = _rotated(qkv_row + head * DIM + column, q_norm_ptr, mask, cos, sin, eps, HALF, BLOCK_HALF, NORM)
+        q_target = q_ptr + (token * HEADS + head) * DIM + column
+        tl.store(q_target, left.to(q_ptr.dtype.element_ty), mask=mask)
+        tl.store(q_target + HALF, right.to(q_ptr.dtype.element_ty), mask=mask)
+    else:
+        head = (tile - Q_TILES) * TILE_HEADS + tl.arange(0, TILE_HEADS)[:, None]
+        mask = (head < KV_HEADS) & (column < HALF)
+        source = qkv_row + (HEADS + head) * DIM + column
+        left, right = _rotated(source, k_norm_ptr, mask, cos, sin, eps, HALF, BLOCK_HALF, NORM)
+        target = cache_offset(tl.load(slot_mapping_ptr + token), head, KV_HEADS, DIM, BLOCK_SIZE) + column
+        tl.store(k_cache_ptr + target, left.to(k_cache_ptr.dtype.element_ty), mask=mask)
+        tl.store(k_cache_ptr + target + HALF, right.to(k_cache_ptr.dtype.element_ty), mask=mask)
+        source += KV_HEADS * DIM
+        tl.store(v_cache_ptr + target, tl.load(source, mask=mask, other=0.0), mask=mask)
+        tl.store(v_cache_ptr + target + HALF, tl.load(source + HALF, mask=mask, other=0.0), mask=mask)
+
+
+@triton.jit
+def _rotated(
+    source, norm_ptr, mask, cos, sin, eps, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, NORM: tl.constexpr
+):
+    """Load heads by halves, norm them if asked, rotate them; float32."""
+    left = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    right = tl.load(source + HALF, mask=mask, other=0.0).to(tl.float32)
+    if NORM:
+        column = tl.arange(0, BLOCK_HALF)
+        weight_left = tl.load(norm_ptr + column, mask=column < HALF, other=0.0).to(tl.float32)
+        weight_right = tl.load(norm_ptr + HALF + column, mask=column < HALF, other=0.0).to(tl.float32)
+        mean_square = (tl.sum(left * left, axis=1) + tl.sum(right * right, axis=1)) / (2 * HALF)
+        inverse_rms = (1.0 / tl.sqrt(mean_square + eps))[:, None]
+        left *= inverse_rms * weight_left[None, :]
+        right *= inverse_rms * weight_right[None, :]
+    return left * cos - right * sin, right * cos + left * sin

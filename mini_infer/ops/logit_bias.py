@@ -52,7 +52,8 @@ def _add_bias_kernel(
     entry = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = entry < num_entries
     row = tl.load(rows_ptr + entry, mask=inside, other=0).to(tl.int64)
-    active = inside & (tl.load(positions_ptr + row, mask=inside, other=0) < tl.load(until_ptr + entry, mask=inside, other=0))
+    position = tl.load(positions_ptr + row, mask=inside, other=0)
+    active = inside & (position < tl.load(until_ptr + entry, mask=inside, other=0))
     token = tl.load(tokens_ptr + entry, mask=active, other=0)
     value = tl.load(values_ptr + entry, mask=active, other=0.0)
     # A token may have two entries, a bias and a ban; atomics keep both.
@@ -118,8 +119,8 @@ def _ban_words_kernel(
 def keep_allowed(logits: torch.Tensor, slots: torch.Tensor, allowed: torch.Tensor) -> None:
     """Ban, in place, every token whose bit is not set.
 
-    `logits` float32 [R, V]; `slots` int32 [R]; `allowed` int32 [num_slots + 1, ceil(V / 32)]: bit t % 32 of word t // 32
-    says whether token t may be chosen.
+    `logits` float32 [R, V]; `slots` int32 [R]; `allowed` int32 [num_slots + 1, ceil(V / 32)]: bit t % 32 of word
+    t // 32 says whether token t may be chosen.
     """
     if use_triton(logits):
         _keep_allowed_triton(logits, slots, allowed)

@@ -39,7 +39,7 @@ def token_logprobs(logits: torch.Tensor, token_ids: torch.Tensor, k: int) -> Top
 
 
 def _normalize_and_rank_torch(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log of the sum of exponentials (float32 [R]) and the rank of `token_ids` [R, 1] (int32 [R]), slice by slice."""
+    """The log of the sum of exponentials (float32 [R]) and the rank of `token_ids` [R, 1] (int32 [R])."""
     log_normalizers, ranks = [], []
     rows = max(1, SLICE_BYTES // (4 * logits.shape[1]))
     for piece, tokens in zip(logits.split(rows), token_ids.split(rows), strict=True):

@@ -39,7 +39,7 @@ def _signed(z: int) -> int:
 
 def random_bits(key: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
     """64 random bits per row as int64: `key` int64 [R], `position` integer [R]. int64 wraps as uint64 does."""
-    z = key + (position.long() + 1) * _signed(GOLDEN)
+    z = torch.add(key, position.long() + 1, alpha=_signed(GOLDEN))
     z = (z ^ ((z >> 30) & (MASK64 >> 30))) * _signed(MULTIPLIER_1)  # the masks make the arithmetic shifts logical
     z = (z ^ ((z >> 27) & (MASK64 >> 27))) * _signed(MULTIPLIER_2)
     return z ^ ((z >> 31) & (MASK64 >> 31))
@@ -50,8 +50,9 @@ def two_uniforms(key: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tenso
 
     24 bits are what a float32 holds exactly, so no rounding can make a 1.
     """
-    bits = random_bits(key, position)
-    return ((bits >> 40) & 0xFFFFFF).float() * 2**-24, ((bits >> 8) & 0xFFFFFF).float() * 2**-24
+    halves = random_bits(key, position)[:, None] >> torch.tensor([40, 8], device=key.device)
+    u1, u2 = (halves & 0xFFFFFF).float().mul_(2**-24).unbind(1)
+    return u1, u2
 
 
 @triton.jit

@@ -11,6 +11,7 @@ import math
 import torch
 
 from mini_infer.config import RopeConfig
+from mini_infer.ops.dispatch import tl, triton, use_triton
 
 
 def cos_sin_table(rope: RopeConfig, head_dim: int, max_len: int, device: torch.device | str) -> torch.Tensor:
@@ -25,14 +26,71 @@ def cos_sin_table(rope: RopeConfig, head_dim: int, max_len: int, device: torch.d
 
 
 def apply_rope(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotate x [T, heads, D] by its tokens' positions [T]: dimension i pairs with i + D / 2. Returns a new tensor."""
-    return _apply_rope_torch(x, positions, table)
+    """Rotate x [T, heads, D] by its tokens' positions int32 [T]; dimension i pairs with i + D / 2. A new tensor.
+
+    `table` is `cos_sin_table`'s; x may be a strided view whose last dimension is contiguous.
+    """
+    return _apply_rope_triton(x, positions, table) if use_triton(x) else _apply_rope_torch(x, positions, table)
 
 
 def _apply_rope_torch(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     cos, sin = table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+    halves = x.unflatten(-1, (2, -1))
+    left, right = halves.unbind(2)
+    out = halves * cos.unsqueeze(2)  # float32
+    out_left, out_right = out.unbind(2)
+    out_left.addcmul_(right, sin, value=-1)
+    out_right.addcmul_(left, sin)
+    return out.flatten(2).to(x.dtype)
+
+
+def _apply_rope_triton(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    num_tokens, num_heads, head_dim = x.shape
+    out = x.new_empty(x.shape)
+    heads = min(8, triton.next_power_of_2(num_heads))
+    if num_tokens:
+        _apply_rope_kernel[(num_tokens, triton.cdiv(num_heads, heads))](
+            x, positions, table, out, x.stride(0), x.stride(1), num_heads,
+            HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), HEADS=heads, num_warps=2,
+        )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["num_heads"])
+def _apply_rope_kernel(
+    x_ptr,
+    positions_ptr,
+    table_ptr,
+    out_ptr,
+    token_stride,
+    head_stride,
+    num_heads,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    """A program rotates HEADS heads of one token."""
+    token = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    column = tl.arange(0, BLOCK_HALF)
+    mask = (head < num_heads)[:, None] & (column < HALF)[None, :]
+    cos, sin = load_cos_sin(table_ptr, tl.load(positions_ptr + token), HALF, BLOCK_HALF)
+    source = x_ptr + token * token_stride + head[:, None] * head_stride + column[None, :]
+    left = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    right = tl.load(source + HALF, mask=mask, other=0.0).to(tl.float32)
+    target = out_ptr + (token * num_heads + head[:, None]) * (2 * HALF) + column[None, :]
+    tl.store(target, (left * cos - right * sin).to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(target + HALF, (right * cos + left * sin).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_cos_sin(table_ptr, position, HALF: tl.constexpr, BLOCK_HALF: tl.constexpr):
+    """A position's row of the table: cosines and sines, float32 [1, BLOCK_HALF] each."""
+    column = tl.arange(0, BLOCK_HALF)
+    row = table_ptr + position.to(tl.int64) * (2 * HALF) + column
+    cos = tl.load(row, mask=column < HALF, other=0.0)
+    sin = tl.load(row + HALF, mask=column < HALF, other=0.0)
+    return cos[None, :], sin[None, :]
 
 
 def _inv_freq(rope: RopeConfig, head_dim: int, max_len: int) -> tuple[torch.Tensor, float]:

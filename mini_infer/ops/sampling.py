@@ -1,5 +1,6 @@
-"""From logits to token ids: greedy, or exact sampling at a temperature with top-k, top-p and min-p. No softmax is written
-to memory and the GPU sorts nothing.
+"""From logits to token ids: greedy, or exact sampling at a temperature with top-k, top-p and min-p.
+
+On a GPU no softmax is written to memory and nothing is sorted.
 
 A draw is hierarchical. The vocabulary is cut into chunks; each chunk's maximum and sum of exponentials are found in
 parallel; one uniform draws the chunk by the inverse of the chunks' cumulative distribution, a second uniform draws the
@@ -78,61 +79,63 @@ def _greedy(logits: torch.Tensor) -> torch.Tensor:
 
 def _draw_hierarchical(logits: torch.Tensor, p: RowParams, positions: torch.Tensor, filtered: bool) -> torch.Tensor:
     num_rows = logits.shape[0]
-    top = logits.amax(-1, keepdim=True)
-    inverse_temperature = (1 / p.temperature)[:, None]
-    weights = (logits - top).mul_(inverse_temperature).exp_()
+    weights = (logits * (1 / p.temperature)[:, None]).softmax(-1)
+    valid = weights[:, 0].isfinite()  # NaN and +inf spread over the whole row, and so does having nothing but -inf
     if filtered:
-        weights.masked_fill_(logits < _thresholds_torch(logits, p)[:, None], 0)
-    weights = F.pad(weights, (0, -weights.shape[1] % CHUNK)).view(num_rows, -1, CHUNK)
+        weights.mul_(logits >= _thresholds_torch(logits, weights, p)[:, None])
+    if weights.shape[1] % CHUNK:
+        weights = F.pad(weights, (0, -weights.shape[1] % CHUNK))
+    chunks = weights.view(num_rows, -1, CHUNK)
     u1, u2 = two_uniforms(p.key, positions)
-    chunk = _draw_index(weights.sum(-1), u1)
-    token = chunk * CHUNK + _draw_index(weights[torch.arange(num_rows, device=logits.device), chunk], u2)
-    return torch.where(top.squeeze(1).isfinite(), token, INVALID_TOKEN).int()
+    chunk = _draw_index(chunks.sum(-1), u1)
+    token = chunk * CHUNK + _draw_index(chunks[torch.arange(num_rows, device=logits.device), chunk], u2)
+    return torch.where(valid, token, INVALID_TOKEN).int()
 
 
 def _draw_index(weights: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """[R, N] weights and [R] uniforms -> int64 [R]: the first index whose cumulative weight exceeds u times the total."""
+    """[R, N] weights, [R] uniforms -> int64 [R]: the first index whose cumulative weight exceeds u times the total."""
     cumulative = weights.cumsum(-1)
     target = cumulative[:, -1:] * u[:, None]
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=weights.shape[1] - 1)
 
 
-def _thresholds_torch(logits: torch.Tensor, p: RowParams) -> torch.Tensor:
-    """The smallest logit that each row keeps, float32 [R]; -inf for rows that filter nothing."""
+def _thresholds_torch(logits: torch.Tensor, weights: torch.Tensor, p: RowParams) -> torch.Tensor:
+    """The smallest logit that each row keeps, float32 [R]; -inf for rows that filter nothing.
+
+    `weights` are the probabilities at the row's temperature.
+    """
     thresholds = torch.full_like(p.temperature, -torch.inf)
     rows = ((p.temperature > 0) & ((p.top_k > 0) | (p.top_p < 1) | (p.min_p > 0))).nonzero().squeeze(1)
     # The cut is nearly always among the few largest logits; rows whose cut lies deeper are sorted whole.
     for width in (REFERENCE_CANDIDATES, logits.shape[1]):
         if rows.numel():
             values, found = _thresholds_among_largest(
-                logits[rows], p.temperature[rows], p.top_k[rows], p.top_p[rows], p.min_p[rows], width)
+                logits.index_select(0, rows), weights.index_select(0, rows), p.temperature[rows], p.top_k[rows],
+                p.top_p[rows], p.min_p[rows], min(width, logits.shape[1]))
             thresholds[rows] = values
             rows = rows[~found]
     return thresholds
 
 
 def _thresholds_among_largest(
-    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor,
-    width: int,
+    logits: torch.Tensor, weights: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,
+    min_p: torch.Tensor, width: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The thresholds [R] if they lie among the `width` largest logits, and whether they do (bool [R])."""
-    width = min(width, logits.shape[1])
-    largest = logits.topk(width).values
-    top = largest[:, :1]
-    threshold = top + (temperature * min_p.log())[:, None]  # p >= min_p * p_max, in logits; log(0) is -inf
-    kth = largest.gather(1, (top_k.long() - 1).clamp(0, width - 1)[:, None])
-    threshold = torch.where((top_k > 0)[:, None], torch.maximum(threshold, kth), threshold)
-
-    def weigh(values: torch.Tensor) -> torch.Tensor:
-        return ((values - top) / temperature[:, None]).exp().masked_fill_(values < threshold, 0)
-
-    total = weigh(logits).sum(-1, keepdim=True)
-    before_cut = (weigh(largest).cumsum(-1) < top_p[:, None] * total).sum(-1, keepdim=True)
-    nucleus = largest.gather(1, before_cut.clamp(max=width - 1))
-    threshold = torch.where((top_p < 1)[:, None], torch.maximum(threshold, nucleus), threshold)
-    everything = torch.full_like(top_k, width == logits.shape[1], dtype=torch.bool)
-    found = everything | ((top_k <= width) & ((top_p == 1) | (before_cut.squeeze(1) < width)))
-    return threshold.squeeze(1), found
+    """The thresholds [R] if they can be told from the `width` largest logits, and whether they can (bool [R])."""
+    largest, tokens = logits.topk(width)
+    threshold = largest[:, 0] + temperature * min_p.log()  # p >= min_p * p_max, in logits; log(0) is -inf
+    kth = largest.gather(1, (top_k.long() - 1).clamp(0, width - 1)[:, None]).squeeze(1)
+    threshold = torch.where(top_k > 0, torch.maximum(threshold, kth), threshold)
+    kept = weights.gather(1, tokens).mul_(largest >= threshold[:, None])
+    nothing_cut = threshold == -torch.inf
+    target = top_p * torch.where(nothing_cut, 1, kept.sum(-1))
+    before_cut = (kept.cumsum(-1) < target[:, None]).sum(-1)
+    nucleus = largest.gather(1, before_cut.clamp(max=width - 1)[:, None]).squeeze(1)
+    threshold_and_nucleus = torch.where(top_p < 1, torch.maximum(threshold, nucleus), threshold)
+    if width == logits.shape[1]:
+        return threshold_and_nucleus, torch.ones_like(nothing_cut)
+    nucleus_found = (nothing_cut | (threshold > largest[:, -1])) & (before_cut < width)
+    return threshold_and_nucleus, (top_k <= width) & ((top_p == 1) | nucleus_found)
 
 
 # ------------------------------------------------------------------------------------------------------------- Triton
@@ -267,7 +270,7 @@ def _sort_key(x):
 
 @triton.jit
 def _key_value(key, SPARE_BITS: tl.constexpr):
-    """The float of a key whose low bits were not searched: as the logit's narrower dtype has them, zero in the float."""
+    """The float of a key whose low bits were not searched; in a float that came from a narrower dtype they are zero."""
     bits = tl.where(key >> 31 != 0, key & 0x7FFFFFFF, ~(key | ((1 << SPARE_BITS) - 1)))
     return bits.to(tl.float32, bitcast=True)
 
@@ -287,7 +290,9 @@ def _kth_largest(row_ptr, vocab_size, k, SPARE_BITS: tl.constexpr, BLOCK: tl.con
 
 
 @triton.jit
-def _nucleus(row_ptr, vocab_size, top_p, top, inverse_temperature, floor, SPARE_BITS: tl.constexpr, BLOCK: tl.constexpr):
+def _nucleus(
+    row_ptr, vocab_size, top_p, top, inverse_temperature, floor, SPARE_BITS: tl.constexpr, BLOCK: tl.constexpr
+):
     """The largest logit t such that those in [t, inf) hold at least `top_p` of the mass of those in [floor, inf)."""
     mass = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocab_size, BLOCK):

@@ -1,15 +1,67 @@
-"""A step under way on the device: its tokens come to the host when somebody asks, not before."""
+"""A step under way on the device: its tokens are on the way to the host, and read when somebody asks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
-from mini_infer.core.plan import StepPlan, StepResult
-from mini_infer.runtime.sampler import LogprobsOutput, SampleOutput
+from mini_infer.core.plan import SeqStep, StepPlan, StepResult
+from mini_infer.ops.logprobs import TopLogprobs
+from mini_infer.runtime.sampler import INVALID_TOKEN, INVALID_TOKEN_MESSAGE, SampleOutput, unpack_logprobs
 
 
-def copy_to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Start copying to pinned host memory; complete once an event recorded afterwards is."""
+@dataclass(frozen=True)
+class PromptLogprobs:
+    """Log-probabilities of the prompt tokens that follow the chunk of the plan's sequence `index`."""
+
+    index: int
+    logprobs: TopLogprobs
+    k: int
+
+
+class DeviceStep:
+    """What `Runner.execute` returns. All copies to the host are enqueued here, and one event marks their end."""
+
+    def __init__(self, plan: StepPlan, output: SampleOutput, prompt_logprobs: Sequence[PromptLogprobs]):
+        self._plan = plan
+        self._output = output
+        self._prompt_logprobs = prompt_logprobs
+        self._token_ids = _to_host(output.token_ids)
+        self._logprobs = [_to_host(tensor) for tensor in output.logprob_tensors]
+        self._prompt_tensors = [[_to_host(tensor) for tensor in entry.logprobs] for entry in prompt_logprobs]
+        self._event: torch.cuda.Event | None = None
+        if output.token_ids.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def done(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def result(self) -> StepResult:
+        """Wait for the step; a fault of the device becomes the result's error."""
+        if self._event is not None:
+            try:
+                self._event.synchronize()
+            except RuntimeError as error:
+                return StepResult(self._plan.step_id, error=f"the device failed: {error}")
+        seqs = self._plan.seqs
+        token_ids = self._token_ids.tolist()
+        failed = {i: INVALID_TOKEN_MESSAGE for i, token in enumerate(token_ids)
+                  if token == INVALID_TOKEN and seqs[i].sample}
+        logprobs = {row: [entry] for row, entry in self._output.unpack(self._logprobs).items() if seqs[row].sample}
+        prompt_logprobs = {entry.index: unpack_logprobs(tensors, [entry.k] * len(tensors[0]))
+                           for entry, tensors in zip(self._prompt_logprobs, self._prompt_tensors)}
+        return StepResult(self._plan.step_id, sampled=_sampled(seqs, token_ids), logprobs=logprobs,
+                          prompt_logprobs=prompt_logprobs, failed=failed)
+
+
+def _sampled(seqs: Sequence[SeqStep], token_ids: list[int]) -> list[list[int]]:
+    return [[token] if seq.sample else [] for seq, token in zip(seqs, token_ids)]
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     if not tensor.is_cuda:
         return tensor
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from mini_infer.core.plan import SeqStep, StepPlan, StepResult
+from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
 from mini_infer.models.decoder import Decoder
 from mini_infer.ops.inputs import ForwardBatch, prepare_inputs, write_tokens
 from mini_infer.runtime.graphs import StepGraphs, batch_ladder
 from mini_infer.runtime.kv_pool import KVPool
-from mini_infer.runtime.sampler import SampleOutput, Sampler
+from mini_infer.runtime.pending import DeviceStep, PromptLogprobs
+from mini_infer.runtime.sampler import Sampler
 from mini_infer.runtime.state import Header, SlotState
 
 
@@ -26,6 +25,7 @@ class Runner:
         self._sampler = sampler
         self._max_model_len = max_model_len
         self._graphs: StepGraphs | None = None
+        self._prompt_logprobs_asked: dict[int, AdmittedSlot] = {}  # by slot
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:
@@ -43,39 +43,58 @@ class Runner:
         num_slots = self._state.num_slots
         header = self._state.idle_header(num_slots)
         logits = self._logits(self._batch(header, num_slots, num_slots, 1, 1))
-        self._sampler.warm_up(logits, header.slots, header.seq_lens, self._state.params, self._state.token_ids)
+        self._sampler.sample(logits, [self._state.null_slot] * num_slots, header.slots, header.seq_lens,
+                             self._state.params, self._state.token_ids)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> DeviceStep:
         """Enqueue the step and return at once (on a CPU: compute it)."""
         seqs = plan.seqs
-        for slot in plan.released_slots:
-            self._sampler.release(slot)
-        for admitted in plan.admitted:
-            self._sampler.admit(admitted)
-        params = [self._sampler.param_row(admitted) for admitted in plan.admitted]
-        counts = [seq.n for seq in seqs]
-        num_tokens, max_query_len = sum(counts), max(counts)
-        graph_size = None
-        if self._graphs is not None and max_query_len == 1:
-            graph_size = self._graphs.padded_size(len(seqs))
-        header = self._state.upload(plan, params, graph_size or len(seqs))
-
-        prompt_logprobs: dict[int, object] = {}
-        if graph_size is not None and not any(seq.prompt_logprobs for seq in seqs):
+        header, graph_size = self._upload(plan)
+        prompt_logprobs: list[PromptLogprobs] = []
+        if graph_size is not None:
             assert self._graphs is not None
             logits = self._graphs.replay(graph_size)[: len(seqs)]
         else:
-            max_seq_len = max(seq.start + seq.n for seq in seqs)
-            batch = self._batch(header, num_tokens, len(seqs), max_query_len, max_seq_len)
+            batch = self._batch(header, plan.num_tokens, len(seqs), max(seq.n for seq in seqs),
+                                max(seq.start + seq.n for seq in seqs))
             hidden = self._model.forward(batch, self._caches)
             logits = self._model.logits(hidden[batch.logit_rows])
-            prompt_logprobs = self._prompt_logprobs(seqs, hidden)
-        rows = slice(0, len(seqs))
-        output = self._sampler.sample(logits, [seq.slot for seq in seqs], header.slots[rows], header.seq_lens[rows],
-                                      self._state.params, self._state.token_ids)
-        write_tokens(self._state.token_ids, header.write_slots[rows], header.seq_lens[rows], output.token_ids)
+            prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
+        slots, positions = header.slots[: len(seqs)], header.seq_lens[: len(seqs)]
+        output = self._sampler.sample(logits, [seq.slot for seq in seqs], slots, positions, self._state.params,
+                                      self._state.token_ids)
+        write_tokens(self._state.token_ids, header.write_slots[: len(seqs)], positions, output.token_ids)
         return DeviceStep(plan, output, prompt_logprobs)
+
+    def _upload(self, plan: StepPlan) -> tuple[Header, int | None]:
+        """Bring the slot table up to the plan; also returns the size of the graph that can run it, if one can."""
+        for slot in plan.released_slots:
+            self._sampler.release(slot)
+            self._prompt_logprobs_asked.pop(slot, None)
+        for admitted in plan.admitted:
+            self._sampler.admit(admitted)
+            if admitted.params.prompt_logprobs is not None:
+                self._prompt_logprobs_asked[admitted.slot] = admitted
+        graph_size = None
+        if self._graphs is not None and all(seq.n == 1 and not seq.prompt_logprobs for seq in plan.seqs):
+            graph_size = self._graphs.padded_size(len(plan.seqs))
+        params = [self._sampler.param_row(admitted) for admitted in plan.admitted]
+        return self._state.upload(plan, params, graph_size or len(plan.seqs)), graph_size
+
+    def _prompt_logprobs_of(self, seqs: list[SeqStep], hidden: torch.Tensor) -> list[PromptLogprobs]:
+        found = []
+        first = 0
+        for index, seq in enumerate(seqs):
+            if seq.prompt_logprobs:
+                admitted = self._prompt_logprobs_asked[seq.slot]
+                count = min(seq.n, admitted.prompt_len - 1 - seq.start)
+                targets = self._state.token_ids[seq.slot, seq.start + 1 : seq.start + 1 + count]
+                k = admitted.params.prompt_logprobs or 0
+                top = self._sampler.prompt_logprobs(hidden[first : first + count], self._model.logits, targets, k)
+                found.append(PromptLogprobs(index, top, k))
+            first += seq.n
+        return found
 
     def _batch(self, header: Header, num_tokens: int, num_seqs: int, max_query_len: int,
                max_seq_len: int) -> ForwardBatch:

@@ -41,6 +41,7 @@ from mini_infer.protocol import SamplingParams, TokenLogprobs
 
 GREEDY_BELOW = 1e-5  # temperatures below this leave no probability beside the largest logit's in float32
 INVALID_TOKEN_MESSAGE = "no token could be chosen: the logits hold NaN or infinity, or every token is banned"
+SMALLEST_TOP_P = 1e-30  # keeps the largest logit alone; float32 would round smaller values to 0, which keeps none
 ALWAYS = 2**31 - 1  # a bias that no position lifts
 PROMPT_LOGPROB_ROWS = 256  # prompt positions whose logits are held at once
 
@@ -90,8 +91,9 @@ class SampleOutput:
     """
 
     token_ids: torch.Tensor
-    logprobs: TopLogprobs | None
-    logprob_rows: tuple[tuple[int, int], ...]  # (row, number of most likely tokens asked) of each row in `logprobs`
+    logprobs: TopLogprobs | None  # of the rows that asked
+    logprob_rows: tuple[int, ...] = ()
+    logprob_counts: tuple[int, ...] = ()  # how many of the most likely tokens each of these rows asked for
 
     @property
     def logprob_tensors(self) -> list[torch.Tensor]:
@@ -102,15 +104,14 @@ class SampleOutput:
         """Host copies of `logprob_tensors` -> row -> its log-probabilities."""
         if not self.logprob_rows:
             return {}
-        counts = [k for _, k in self.logprob_rows]
-        return dict(zip((row for row, _ in self.logprob_rows), unpack_logprobs(host_tensors, counts), strict=True))
+        return dict(zip(self.logprob_rows, unpack_logprobs(host_tensors, self.logprob_counts)))
 
 
 def unpack_logprobs(host_tensors: Sequence[torch.Tensor], counts: Sequence[int]) -> list[TokenLogprobs]:
-    """The fields of a `TopLogprobs` on the host -> one record a row, with the first `counts[row]` alternatives."""
+    """The fields of a `TopLogprobs` on the host -> one record a row, with the `counts[row]` most likely tokens."""
     token_ids, logprobs, ranks = (tensor.tolist() for tensor in host_tensors)
     return [TokenLogprobs(ids[: k + 1], values[: k + 1], rank)
-            for ids, values, rank, k in zip(token_ids, logprobs, ranks, counts, strict=True)]
+            for ids, values, rank, k in zip(token_ids, logprobs, ranks, counts)]
 
 
 class Sampler:
@@ -126,7 +127,7 @@ class Sampler:
         self._extras: dict[int, _SlotExtras] = {}
         self._allowed: torch.Tensor | None = None  # int32 [num_slots + 1, ceil(V / 32)], made when first needed
 
-    # ---------------------------------------------------------------------------------------------- requests come and go
+    # --------------------------------------------------------------------------------------------- requests come and go
 
     def param_row(self, admitted: AdmittedSlot) -> np.ndarray:
         """The request's row of device parameters (ops/sampling_params.py), int32 [16]."""
@@ -135,7 +136,7 @@ class Sampler:
         floats, words = integers.view(np.float32), integers.view(np.uint32)
         floats[TEMPERATURE.value] = params.temperature if params.temperature >= GREEDY_BELOW else 0.0
         integers[TOP_K.value] = params.top_k if 0 < params.top_k < self.vocab_size else 0
-        floats[TOP_P.value] = max(params.top_p, np.finfo(np.float32).tiny)  # 0 would keep nothing
+        floats[TOP_P.value] = max(params.top_p, SMALLEST_TOP_P)
         floats[MIN_P.value] = params.min_p
         floats[REPETITION_PENALTY.value] = params.repetition_penalty
         floats[PRESENCE_PENALTY.value] = params.presence_penalty
@@ -200,7 +201,7 @@ class Sampler:
             self._allowed = torch.full((self.num_slots + 1, len(words)), -1, dtype=torch.int32, device=self.device)
         self._allowed[slot] = self._upload(words)[0]
 
-    # --------------------------------------------------------------------------------------------------------- each step
+    # -------------------------------------------------------------------------------------------------------- each step
 
     def needs(self, slots: Sequence[int]) -> StepNeeds:
         """What a step over these slots needs."""
@@ -227,33 +228,47 @@ class Sampler:
         tokens = (torch.empty_like(slots) if len(processed) == len(asks)
                   else sample(logits, slots, positions, params, needs.sampling))
         if len(processed):
-            rows = self._upload(processed)[0]
-            row_slots, row_positions = slots[rows], positions[rows]
+            (rows,) = self._upload(processed)
+            row_slots, row_positions = slots.index_select(0, rows), positions.index_select(0, rows)
             copies = logits.index_select(0, rows).float()
-            self._process(copies, [slots_host[row] for row in processed], row_slots, row_positions, params, token_ids)
-            tokens[rows] = sample(copies, row_slots, row_positions, params, needs.sampling)
+            self._process(copies, [slots_host[row] for row in processed.tolist()], row_slots, row_positions, params,
+                          token_ids)
+            tokens.index_copy_(0, rows.long(), sample(copies, row_slots, row_positions, params, needs.sampling))
         if not needs.logprobs:
-            return SampleOutput(tokens, None, ())
-        asking = np.flatnonzero(asks & _Asks.LOGPROBS)
-        logprob_rows = tuple((int(row), self._extras[slots_host[row]].logprobs) for row in asking)
-        count = max(k for _, k in logprob_rows)
-        if len(asking) == len(asks):
-            return SampleOutput(tokens, token_logprobs(logits, tokens, count), logprob_rows)
-        rows = self._upload(asking)[0]
-        return SampleOutput(tokens, token_logprobs(logits.index_select(0, rows), tokens[rows], count), logprob_rows)
+            return SampleOutput(tokens, None)
+        return self._with_logprobs(logits, tokens, slots_host)
 
     def prompt_logprobs(
         self, hidden: torch.Tensor, logits_of: Callable[[torch.Tensor], torch.Tensor], targets: torch.Tensor, k: int
     ) -> TopLogprobs:
-        """Log-probabilities of prompt tokens under the model, a few rows' logits at a time.
+        """Log-probabilities of prompt tokens under the model, with the logits of only a few rows in memory at a time.
 
         `hidden` [N, H], the final hidden states of N prompt positions; `logits_of` maps [n, H] to [n, V]; `targets`
-        integer [N], the tokens at the following positions. The host reads the result with `unpack_logprobs`.
+        integer [N], the tokens at the positions that follow. The host reads the result with `unpack_logprobs`.
         """
         slices = [token_logprobs(logits_of(rows), tokens, k)
-                  for rows, tokens in zip(hidden.split(PROMPT_LOGPROB_ROWS), targets.split(PROMPT_LOGPROB_ROWS),
-                                          strict=True)]
-        return TopLogprobs(*(torch.cat(parts) for parts in zip(*slices, strict=True)))
+                  for rows, tokens in zip(hidden.split(PROMPT_LOGPROB_ROWS), targets.split(PROMPT_LOGPROB_ROWS))]
+        return TopLogprobs(*(torch.cat(parts) for parts in zip(*slices)))
+
+    def warm_up(
+        self, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, params: torch.Tensor,
+        token_ids: torch.Tensor,
+    ) -> None:
+        """Run plain sampling in its three forms, and the penalties, on rows of the padding slot: compiles kernels."""
+        for needs in (SamplingNeeds(), SamplingNeeds(random=True), SamplingNeeds(random=True, filtered=True)):
+            sample(logits, slots, positions, params, needs)
+        apply_penalties(logits[:1].float(), slots[:1], positions[:1], params, token_ids)
+
+    def _with_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, slots_host: Sequence[int]) -> SampleOutput:
+        """Add the log-probabilities of the rows that asked, under the logits as the model gave them."""
+        asking = np.flatnonzero(self._asks[list(slots_host)] & _Asks.LOGPROBS)
+        rows = tuple(asking.tolist())
+        counts = tuple(self._extras[slots_host[row]].logprobs for row in rows)
+        chosen = tokens
+        if len(rows) < len(slots_host):
+            (index,) = self._upload(asking)
+            logits, chosen = logits.index_select(0, index), tokens.index_select(0, index)
+        return SampleOutput(tokens, token_logprobs(logits, chosen, max(counts)), rows, counts)
 
     def _process(
         self, logits: torch.Tensor, slots_host: list[int], slots: torch.Tensor, positions: torch.Tensor,
@@ -272,14 +287,14 @@ class Sampler:
             ban_words(logits, slots, positions, token_ids, *self._upload(rows, padded))
         if asks & _Asks.BIAS:
             rows = np.repeat(np.arange(len(extras)), [extra.bias.shape[1] for extra in extras])
-            tokens, values, until = np.concatenate([extra.bias for extra in extras], axis=1)
-            rows, tokens, values, until = self._upload(rows, tokens, values, until)
-            add_bias(logits, positions, rows, tokens, values.view(torch.float32), until)
+            entries = np.concatenate([extra.bias for extra in extras], axis=1)
+            row, token, value, until = self._upload(rows, *entries)
+            add_bias(logits, positions, row, token, value.view(torch.float32), until)
         if asks & _Asks.PENALTIES:
             apply_penalties(logits, slots, positions, params, token_ids)
 
     def _upload(self, *arrays: np.ndarray) -> list[torch.Tensor]:
-        """Integer arrays -> int32 tensors of the same shapes on the device, in one copy that the host does not await."""
+        """Integer arrays -> int32 tensors of the same shapes on the device, in one copy the host does not await."""
         packed = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]).astype(np.int32, copy=False))
         if self.device.type == "cuda":
             packed = packed.pin_memory().to(self.device, non_blocking=True)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from mini_infer.engine.client import EngineDeadError
+from mini_infer.engine.streams import GenerationError
 from mini_infer.protocol import RequestError
 from mini_infer.server.schemas import UNSUPPORTED
 
@@ -26,6 +28,10 @@ class ModelNotFoundError(Exception):
         super().__init__(f"The model {name!r} does not exist.")
 
 
+class ClientGoneError(Exception):
+    """The client closed its connection before the answer was complete; nobody reads what we say to it."""
+
+
 def error_body(message: str, kind: str = INVALID, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -38,13 +44,9 @@ def body_of(error: Exception) -> tuple[int, dict[str, Any]]:
         return 404, error_body(str(error), param="model", code="model_not_found")
     if isinstance(error, EngineDeadError):
         return 503, error_body(str(error), _BY_STATUS[503], code="engine_dead")
-    if isinstance(error, GenerationFailedError):
+    if isinstance(error, GenerationError):
         return 500, error_body(str(error), "server_error", code="generation_failed")
     return 500, error_body("internal error", "server_error", code="internal_error")
-
-
-class GenerationFailedError(RuntimeError):
-    """The engine could not finish a request; the reason is in the message."""
 
 
 def install(app: FastAPI) -> None:
@@ -54,6 +56,9 @@ def install(app: FastAPI) -> None:
         status, body = body_of(error)
         return JSONResponse(body, status)
 
+    async def nobody(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nginx's number for it; seen in logs only
+
     async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = describe(error.errors())
         return JSONResponse(error_body(message, param=param), 400)
@@ -62,13 +67,14 @@ def install(app: FastAPI) -> None:
         body = error_body(str(error.detail), _BY_STATUS.get(error.status_code, INVALID))
         return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
-    for kind in (RequestError, ModelNotFoundError, EngineDeadError, GenerationFailedError, Exception):
+    for kind in (RequestError, ModelNotFoundError, EngineDeadError, GenerationError, Exception):
         app.add_exception_handler(kind, by_type)
+    app.add_exception_handler(ClientGoneError, nobody)
     app.add_exception_handler(RequestValidationError, validation)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type]
 
 
-def describe(errors: list[Any]) -> tuple[str, str | None]:
+def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
     """One message and the name of the field for pydantic's list of errors; the first field that is wrong."""
     first = errors[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), RequestError):  # raised by one of our validators

@@ -6,7 +6,7 @@ whatever is not is refused with the field's name. `null` means the same as leavi
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -18,7 +18,6 @@ UNSUPPORTED: dict[str, str] = {
     "audio": "this server speaks text only",
     "best_of": "use n",
     "cache_control": "prefix caching is automatic",
-    "documents": "put documents into the messages, or pass chat_template_kwargs",
     "function_call": "deprecated by OpenAI; use tools",
     "functions": "deprecated by OpenAI; use tools",
     "guided_choice": "structured output is not available yet",
@@ -63,7 +62,7 @@ class TextFormat(RequestModel):
 
 
 class GenerationRequest(RequestModel):
-    """What chat and plain completions have in common. Defaults that differ from `SamplingParams` are in the subclasses."""
+    """What chat and plain completions have in common."""
 
     model: str | None = None
     n: int = 1
@@ -134,6 +133,15 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = None
     echo: bool = False
 
+    def params(self) -> SamplingParams:
+        """With `echo`, log-probabilities are wanted of the prompt as well. Raises RequestError."""
+        params = self.sampling_params(self.max_tokens, self.logprobs)
+        if self.echo and self.logprobs is not None and self.n > 1:
+            raise RequestError("echo with logprobs needs n=1: the prompt has one set of log-probabilities", "n")
+        if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
+            return replace(params, prompt_logprobs=self.logprobs)
+        return params
+
 
 class TextPart(RequestModel):
     type: Literal["text"]
@@ -152,7 +160,7 @@ class ToolCall(RequestModel):
 
 
 class ChatMessage(RequestModel):
-    """One turn. The model's template decides what it does with `name`, `reasoning_content` and the tool fields."""
+    """One turn. What `name`, `reasoning_content` and the tool fields do is for the model's template to say."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -168,22 +176,9 @@ class ChatMessage(RequestModel):
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """As Hugging Face templates expect it: text in one string, tool arguments as objects."""
-        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
-        if isinstance(self.content, list):
-            message["content"] = "\n".join(part.text for part in self.content)
-        else:
-            message["content"] = self.content or ""
-        for key in ("name", "tool_call_id", "reasoning_content"):
-            if self.__dict__[key] is not None:
-                message[key] = self.__dict__[key]
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {"id": call.id, "type": "function",
-                 "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)}}
-                for call in self.tool_calls
-            ]
-        return message
+        """As templates know it: they have no developer, and want content to be there."""
+        message = {"content": "", **self.model_dump(exclude_none=True)}
+        return {**message, "role": "system"} if self.role == "developer" else message
 
 
 class FunctionDefinition(RequestModel):
@@ -210,6 +205,7 @@ class ChatCompletionRequest(GenerationRequest):
     # vLLM's
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -230,14 +226,3 @@ class ChatCompletionRequest(GenerationRequest):
         if not self.tools or self.tool_choice == "none":
             return None
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text or "{}")
-    except json.JSONDecodeError:
-        value = None
-    if not isinstance(value, dict):
-        raise RequestError("the arguments of a tool call must be a JSON object written as a string",
-                           "messages.tool_calls.function.arguments")
-    return value

@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mini_infer.server.errors import body_of
+from mini_infer.server.errors import ClientGoneError, body_of
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
@@ -22,10 +22,6 @@ HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-cont
 def event(value: Any) -> bytes:
     """One `data:` event with `value` as JSON."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection before the answer was complete."""
 
 
 class EventStream(Response):

@@ -1,9 +1,9 @@
 """Chat templates: a list of messages becomes the text a model was trained on.
 
 A template is a Jinja program that came with a model, so it is treated as a stranger's code: it runs in Jinja's
-immutable sandbox, sees only plain JSON values, and has a budget of loop steps and output. The environment (trimmed blocks, loop
-controls, `raise_exception`, `strftime_now`, an unescaped `tojson`, the `generation` tag) is the one that templates on
-the Hugging Face hub are written for.
+immutable sandbox, sees only plain JSON values, and has a budget of loop steps and output. The environment (trimmed
+blocks, loop controls, `raise_exception`, `strftime_now`, an unescaped `tojson`, the `generation` tag) is the one that
+templates on the Hugging Face hub are written for.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ChatTemplate:
         mark = _mark_final_message(chat) if continue_final_message else None
         variables = {
             **self._special_tokens,
-            **_plain(dict(chat_template_kwargs or {}), "chat_template_kwargs"),
+            **_checked_kwargs(chat_template_kwargs),
             "messages": chat,
             "tools": None if tools is None else _checked_objects(tools, "tools"),
             "documents": None if documents is None else _checked_objects(documents, "documents"),
@@ -149,7 +149,7 @@ class ChatTemplate:
 def require_chat_template(template: ChatTemplate | None) -> ChatTemplate:
     """The template, or a RequestError that says what to do without one."""
     if template is None:
-        raise RequestError("messages: this model has no chat template (no chat_template in tokenizer_config.json and no "
+        raise RequestError("messages: this model has no chat template (no chat_template in tokenizer_config.json, no "
                            "chat_template.jinja); use a plain prompt, or give the server a template", "messages")
     return template
 
@@ -164,18 +164,18 @@ class _Budget:
     def spend_step(self) -> None:
         self.loop_steps -= 1
         if self.loop_steps < 0:
-            raise RequestError(f"messages: the chat template runs for more than {MAX_LOOP_STEPS} loop steps", "messages")
+            raise RequestError(f"messages: the chat template takes over {MAX_LOOP_STEPS} loop steps", "messages")
 
     def spend_output(self, chars: int) -> None:
         self.output_chars -= chars
         if self.output_chars < 0:
-            raise RequestError(f"messages: the chat template writes more than {MAX_OUTPUT_CHARS} characters", "messages")
+            raise RequestError(f"messages: the chat template writes over {MAX_OUTPUT_CHARS} characters", "messages")
 
 
 class _GenerationTag(Extension):
     """{% generation %} marks what a model is trained on; here it is only its content."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -212,26 +212,154 @@ def _refuse_underscore(name: object) -> None:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["*", "**", "%"])
+    intercepted_binops = frozenset(["*", "**"])
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, _LoopMeter, loopcontrols])
         self.filters["tojson"] = _to_json
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace)
-        for name in ("center", "indent"):  # pad to a width of the template's choice
-            del self.filters[name]
-        self.filters["indent"] = _indent
+        del self.globals["lipsum"]
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
         meter = self.extensions[_LoopMeter.identifier]
         for loop in tree.find_all(nodes.For):
-            loop.body.insert(0, nodes.Output([meter.call_method("spend")]).set_lineno(loop.lineno))
+            loop.body.insert(0, nodes.ExprStmt(meter.call_method("spend")).set_lineno(loop.lineno))
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "%" and isinstance(left, str):
-            raise SecurityError("text formatting with % is not available to chat templates")
-        if operator != "%" and any(isinstance(side, int) and abs(side) > MAX_REPEAT for side in (left, right)):
-            raise SecurityError(f"{operator} with a number beyond {MAX_REPEAT}")
+        # Small templates must not make huge values: "x" * 10**9, 9**9**9.
+        size = 1
+        for side in (left, right):
+            size *= len(side) if isinstance(side, (str, list, tuple)) else 1
+        count = max((abs(side) for side in (left, right) if isinstance(side, (int, float))), default=1)
+        if size * count > MAX_REPEAT and (operator == "**" or isinstance(left, (str, list, tuple))
+                                          or isinstance(right, (str, list, tuple))):
+            raise SecurityError(f"{operator} makes a value beyond {MAX_REPEAT}")
         return super().call_binop(context, operator, left, right)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+             separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
+    """Unlike Jinja's own filter, without HTML escapes, and with the arguments of json.dumps."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _plain(value: Any, param: str) -> Any:
+    """A copy of plain JSON types only: other objects may have methods that the sandbox knows nothing of."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key, param): _plain(item, param) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, param) for item in value]
+    raise RequestError(f"{param} must hold only JSON values, got {type(value).__name__}", param)
+
+
+def _checked_objects(value: Any, param: str) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, Mapping) for item in value):
+        raise RequestError(f"{param} must be a list of objects", param)
+    try:
+        return _plain(value, param)
+    except RecursionError:
+        raise RequestError(f"{param} is nested too deeply", param) from None
+
+
+def _checked_kwargs(value: Any) -> dict[str, Any]:
+    kwargs = _checked_objects([{} if value is None else value], "chat_template_kwargs")[0]
+    taken = sorted(set(kwargs) & {"messages", "tools", "documents", "add_generation_prompt"})
+    if taken:
+        raise RequestError(f"chat_template_kwargs cannot set {', '.join(taken)}; give them directly",
+                           "chat_template_kwargs")
+    return kwargs
+
+
+def _checked_messages(messages: Any, wants_parts: bool) -> list[dict[str, Any]]:
+    """Messages as templates expect them: a fresh copy, so that nothing here touches the caller's."""
+    chat = _checked_objects(messages, "messages")
+    if not chat:
+        raise RequestError("messages must not be empty", "messages")
+    for i, message in enumerate(chat):
+        if not isinstance(message.get("role"), str):
+            raise RequestError(f"messages[{i}] must have a role", "messages")
+        content = message.get("content")
+        if isinstance(content, list):
+            texts = [_part_text(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content)]
+            if not wants_parts:
+                message["content"] = "\n".join(texts)
+        elif content is not None and not isinstance(content, str):
+            raise RequestError(f"messages[{i}].content must be text or a list of text parts", "messages")
+        _parse_arguments(message, i)
+        reasoning = next((message[name] for name in _REASONING_FIELDS if message.get(name) is not None), None)
+        if reasoning is not None:  # templates read it by either name
+            chat[i] = {"thinking": reasoning, **message, "reasoning_content": reasoning}
+    return chat
+
+
+def _part_text(part: Any, where: str) -> str:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        raise RequestError(f'{where} must be {{"type": "text", "text": ...}}, the only kind of content part that is '
+                           f"supported, got {kind!r}", "messages")
+    return part["text"]
+
+
+def _parse_arguments(message: dict[str, Any], i: int) -> None:
+    """OpenAI's API has a tool call's arguments as JSON text; templates print an object. Text that a model got wrong
+    stays text."""
+    calls = message.get("tool_calls")
+    if calls is None:
+        return
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise RequestError(f"messages[{i}].tool_calls must be a list of objects", "messages")
+    for call in calls:
+        function = call.get("function")
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"])
+            except (ValueError, RecursionError):
+                continue
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Put behind the last message's text, to find in the rendered prompt where that text ends. The space at its end
+    tells whether the template trims."""
+
+    text: str
+    label = "\ue000the message goes on here\ue000"
+
+
+def _mark_final_message(chat: list[dict[str, Any]]) -> _Mark:
+    message = chat[-1]
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = content + _Mark.label + " "
+        return _Mark(content)
+    if isinstance(content, list) and content:
+        text = content[-1]["text"]
+        content[-1]["text"] = text + _Mark.label + " "
+        return _Mark(text)
+    raise RequestError("continue_final_message needs a last message with content to continue", "continue_final_message")
+
+
+def _cut_at_mark(rendered: str, mark: _Mark) -> str:
+    end = rendered.rfind(mark.label)
+    if end < 0 or mark.text.strip() not in rendered:
+        raise RequestError("continue_final_message: the chat template does not show the last message as it is, so it "
+                           "cannot be continued", "continue_final_message")
+    preserved = rendered.startswith(" ", end + len(mark.label))
+    return rendered[:end] if preserved else rendered[:end].rstrip()
+
+
+__all__ = ["ChatTemplate", "require_chat_template"]

@@ -45,7 +45,7 @@ class IncrementalDetokenizer:
 class _ByteStream:
     """For local decoders (see pieces.py): the tokens' bytes through a streaming UTF-8 decoder. O(bytes)."""
 
-    __slots__ = ("_table", "_pending", "_at_start", "_strip_char", "_strip_left")
+    __slots__ = ("_at_start", "_pending", "_strip_char", "_strip_left", "_table")
 
     def __init__(self, table: PieceTable, prompt_token_ids: Sequence[int]):
         self._table = table
@@ -102,7 +102,7 @@ class _WindowStream:
     further left than the window, which is all that can be had from a decoder that is a black box.
     """
 
-    __slots__ = ("_tokenizer", "_skip", "_ids", "_read")
+    __slots__ = ("_ids", "_read", "_skip", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool, prompt_token_ids: Sequence[int]):
         self._tokenizer = tokenizer

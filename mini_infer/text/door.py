@@ -43,8 +43,8 @@ class Door:
         return self.prepare_batch([prompt], [params], clip_max_tokens=clip_max_tokens,
                                   add_special_tokens=add_special_tokens)[0]
 
-    def prepare_batch(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, clip_max_tokens: bool = True,
-                      add_special_tokens: bool = True) -> list[PreparedRequest]:
+    def prepare_batch(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *,
+                      clip_max_tokens: bool = True, add_special_tokens: bool = True) -> list[PreparedRequest]:
         """Like `prepare` for many requests, their texts encoded together on all cores."""
         parts = [self._text_or_ids(prompt) for prompt in prompts]
         texts = [part for part in parts if isinstance(part, str)]
@@ -97,7 +97,7 @@ class Door:
             if self.tokenizer is None:
                 raise RequestError("prompt must be token ids: this engine runs without a tokenizer", "prompt")
             return prompt
-        if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+        if not isinstance(prompt, (list, tuple)):
             raise RequestError(f"prompt must be text or a list of token ids, got {type(prompt).__name__}", "prompt")
         return list(prompt)
 

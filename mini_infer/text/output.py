@@ -24,13 +24,13 @@ PositionLogprobs = dict[int, Logprob]  # by token id: the sampled (or prompt) to
 
 
 class CompletionDelta(NamedTuple):
-    """What is new in one completion. `text` lags behind `token_ids` while a character or a stop string may be incomplete.
+    """What is new in one completion. `text` lags behind `token_ids` while a character or stop string is incomplete.
 
     finish_reason: None, "stop", "length", "abort" or "error"; stop_reason: the stop string or stop token id that ended
     it (None for the model's own EOS). prompt_logprobs comes once, with the first delta, position 0 being None.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # of the completion; no one needs tuple.index here
     text: str
     token_ids: list[int]
     logprobs: list[PositionLogprobs] | None = None
@@ -96,10 +96,11 @@ class RequestAssembler:
         completion.token_ids.extend(delta.token_ids)
         if delta.logprobs is not None:
             if completion.logprobs is None:
-                completion.logprobs, completion.cumulative_logprob = [], 0.0
+                completion.logprobs = []
             completion.logprobs.extend(delta.logprobs)
             sampled = zip(delta.token_ids, delta.logprobs, strict=True)
-            completion.cumulative_logprob += sum(position[token_id].logprob for token_id, position in sampled)
+            completion.cumulative_logprob = (completion.cumulative_logprob or 0.0) + sum(
+                position[token_id].logprob for token_id, position in sampled)
         if delta.prompt_logprobs is not None:
             output.prompt_logprobs = delta.prompt_logprobs
         if delta.index == 0:  # the others find the first one's prompt in the cache
@@ -120,11 +121,24 @@ class SequenceOutput:
     appear, tokens are only collected and their text is made in one go.
     """
 
-    __slots__ = ("_index", "_params", "_tokenizer", "_detokenizer", "_stop", "_stream", "_num_tokens", "_token_ids",
-                 "_undecoded", "_texts", "_logprobs", "_prompt_logprobs", "_num_cached_tokens")
+    __slots__ = (
+        "_detokenizer",
+        "_index",
+        "_logprobs",
+        "_num_cached_tokens",
+        "_num_tokens",
+        "_params",
+        "_prompt_logprobs",
+        "_stop",
+        "_stream",
+        "_texts",
+        "_token_ids",
+        "_tokenizer",
+        "_undecoded",
+    )
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int], params: SamplingParams, index: int,
-                 stream: bool):
+    def __init__(self, tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int], params: SamplingParams,
+                 index: int, stream: bool):
         self._index = index
         self._params = params
         self._tokenizer = tokenizer
@@ -152,7 +166,8 @@ class SequenceOutput:
             self._num_cached_tokens = out.num_cached_tokens
         if out.prompt_logprobs and self._prompt_logprobs is not None:
             self._prompt_logprobs += [self._position(entry) for entry in out.prompt_logprobs]
-        finish_reason, stop_reason = out.finish_reason, out.stop_reason
+        finish_reason: str | None = out.finish_reason
+        stop_reason: int | str | None = out.stop_reason
         stop_string = None
         if out.token_ids:
             stop_string = self._take(out)

@@ -92,7 +92,8 @@ def piece_table(backend: Backend, token_of: Callable[[int], str | None], hidden:
         kinds = kinds[:-1]
     if kinds[-1:] == ["Fuse"]:
         kinds = kinds[:-1]
-    local = set(kinds) <= _LOCAL_STAGES and kinds.count("WordPiece") + kinds.count("Metaspace") <= (0 if strip[1] else 1)
+    first_rules = kinds.count("WordPiece") + kinds.count("Metaspace")
+    local = set(kinds) <= _LOCAL_STAGES and first_rules <= (0 if strip[1] else 1)
     decoder = backend.decoder
 
     def decode(tokens: list[str]) -> str:

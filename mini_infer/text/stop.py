@@ -63,7 +63,7 @@ class StopAutomaton:
 class StopChecker:
     """Watches one sequence's text. Stops at the match that ends first; of those ending together, the longest."""
 
-    __slots__ = ("_automaton", "_include", "_state", "_held")
+    __slots__ = ("_automaton", "_held", "_include", "_state")
 
     def __init__(self, automaton: StopAutomaton, include_stop_str_in_output: bool = False):
         self._automaton = automaton

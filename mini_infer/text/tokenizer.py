@@ -1,4 +1,4 @@
-"""The tokenizer of a model directory: text to ids and back, without importing transformers when tokenizer.json is there.
+"""The tokenizer of a model directory: text to ids and back. With a tokenizer.json, transformers is not needed.
 
 Follows transformers 5 in what a directory means: added tokens and named special tokens of tokenizer_config.json (and
 special_tokens_map.json) are added to tokenizer.json's, and add_bos_token / add_eos_token, where present, replace its
@@ -101,7 +101,9 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for inside a text, special tokens included; b"" outside the vocabulary."""
         table = self._pieces[False]
-        return self._backend.decode([token_id], skip_special_tokens=False).encode() if table is None else table[token_id]
+        if table is None:
+            return self._backend.decode([token_id], skip_special_tokens=False).encode()
+        return table[token_id]
 
     def token_text(self, token_id: int) -> str:
         """`token_bytes` as text, for display: bytes of an incomplete character show as U+FFFD."""
@@ -184,8 +186,8 @@ def _added_token(value: str | dict[str, Any], special: bool = False) -> AddedTok
 
 
 def _set_post_processor(backend: Backend, named: dict[str, str], config: dict[str, Any]) -> None:
-    """Begin with BOS and end with EOS where the config says so (and such a token exists), in place of the post-processor
-    of tokenizer.json."""
+    """Begin with BOS and end with EOS where the config says so (and such a token exists), instead of what the
+    post-processor of tokenizer.json does."""
     affixes = {name: named[name] for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in named}
     parts = [affixes.get("bos_token"), "$A", affixes.get("eos_token")]
     backend.post_processor = processors.TemplateProcessing(

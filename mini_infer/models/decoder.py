@@ -1,0 +1,91 @@
+"""The one skeleton: embed, then layers of attention and MLP on a residual stream, then norm and project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from mini_infer.config import ModelConfig
+from mini_infer.nn.attention import Attention, KVCache
+from mini_infer.nn.embedding import Embedding
+from mini_infer.nn.linear import Linear
+from mini_infer.nn.mlp import GatedMLP
+from mini_infer.nn.norm import RMSNorm
+from mini_infer.ops.inputs import ForwardBatch
+from mini_infer.ops.rope import cos_sin_table
+
+LayerBuilder = Callable[[ModelConfig, int, torch.dtype], nn.Module]
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm transformer layer. A family that differs in one part replaces that attribute."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.self_attn = Attention(config, layer, dtype)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.mlp = GatedMLP(config, dtype)
+
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, rope_table: torch.Tensor,
+        kv_cache: KVCache,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [T, H] is what the layer before computed and has not yet added to `residual` -> the same of this layer.
+
+        Leaving the addition to the next norm makes the two one kernel.
+        """
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, batch, rope_table, kv_cache)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model. It reads the batch, writes the KV cache, and knows nothing of requests.
+
+    Made on the meta device it costs nothing and can be measured; `materialize` gives it memory, the loader weights.
+    Attributes are named as in Hugging Face checkpoints, so that weights find their place by name.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, build_layer: LayerBuilder = DecoderLayer):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        self.layers = nn.ModuleList(build_layer(config, layer, dtype) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype)
+        self.lm_head = None
+        if not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+        self.rope_table = torch.empty(0)
+
+    def materialize(self, device: torch.device, max_model_len: int) -> None:
+        """Allocate the parameters on `device`, uninitialised, and compute the rotary table for `max_model_len`."""
+        self.to_empty(device=device)
+        self.rope_table = cos_sin_table(self.config.rope, self.config.head_dim, max_model_len, device)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights, known before they are allocated."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters())
+
+    def forward(self, batch: ForwardBatch, kv_caches: Sequence[KVCache]) -> torch.Tensor:
+        """The step's T tokens -> hidden states [T, H] after the final norm, in the model's dtype.
+
+        `kv_caches` holds (k_cache, v_cache) of each layer, each [num_blocks + 1, num_kv_heads, block_size, head_dim].
+        """
+        x, residual = self.embed_tokens(batch.input_ids), None
+        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+            x, residual = layer(x, residual, batch, self.rope_table, kv_cache)
+        x, _ = self.norm(x, residual)
+        return x
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [R, H], as `forward` left it -> logits [R, vocab_size], in the model's dtype."""
+        return self.embed_tokens.logits(hidden) if self.lm_head is None else self.lm_head(hidden)

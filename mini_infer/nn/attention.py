@@ -1,0 +1,46 @@
+"""Self-attention of a decoder layer over the paged cache: multi-head, grouped-query and multi-query alike."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mini_infer.config import ModelConfig
+from mini_infer.nn.linear import Linear, MergedLinear
+from mini_infer.nn.norm import RMSNorm
+from mini_infer.ops.attention import paged_attention
+from mini_infer.ops.inputs import ForwardBatch
+from mini_infer.ops.kv_write import qkv_to_cache
+
+KVCache = tuple[torch.Tensor, torch.Tensor]  # k and v of one layer, each [num_blocks + 1, Hkv, block_size, D]
+
+
+class Attention(nn.Module):
+    """QKV as one matmul; QK-norm where the model has it, RoPE and the cache write as one op; attention; output."""
+
+    def __init__(self, config: ModelConfig, layer: int, dtype: torch.dtype):
+        super().__init__()
+        q_size, kv_size = config.q_size, config.kv_size
+        self.qkv_proj = MergedLinear(config.hidden_size, {"q_proj": q_size, "k_proj": kv_size, "v_proj": kv_size},
+                                     config.qkv_bias, dtype)
+        self.o_proj = Linear(q_size, config.hidden_size, config.o_bias, dtype)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype) if config.qk_norm else None
+        self.num_heads = config.num_heads
+        self.num_kv_heads = config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.norm_eps = config.rms_norm_eps
+        self.scale = config.head_dim**-0.5
+        self.sliding_window = config.sliding_windows[layer]
+
+    def forward(
+        self, x: torch.Tensor, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache
+    ) -> torch.Tensor:
+        """x [T, H] -> [T, H]; the keys and values of the step's tokens are in the cache afterwards."""
+        k_cache, v_cache = kv_cache
+        q_norm = self.q_norm.weight if self.q_norm is not None else None
+        k_norm = self.k_norm.weight if self.k_norm is not None else None
+        q = qkv_to_cache(self.qkv_proj(x), self.num_heads, self.num_kv_heads, self.head_dim, batch.positions,
+                         batch.slot_mapping, rope_table, k_cache, v_cache, q_norm, k_norm, self.norm_eps)
+        out = paged_attention(q, k_cache, v_cache, batch, self.scale, self.sliding_window)
+        return self.o_proj(out.flatten(1))

@@ -1,0 +1,26 @@
+"""The token embedding, which also serves as the output projection where a model ties the two."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mini_infer.nn.linear import empty_parameter
+from mini_infer.ops.linear import linear
+
+
+class Embedding(nn.Module):
+    """A row of `weight` [vocab_size, hidden_size] for each token."""
+
+    def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype):
+        super().__init__()
+        self.weight = empty_parameter(vocab_size, hidden_size, dtype=dtype)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """input_ids int [T] -> [T, hidden_size], a new tensor."""
+        return F.embedding(input_ids, self.weight)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [R, hidden_size] -> [R, vocab_size] by the same table (Press and Wolf 2017, arXiv:1608.05859)."""
+        return linear(hidden, self.weight)

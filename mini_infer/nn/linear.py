@@ -1,0 +1,56 @@
+"""Linear layers. Weights are stored [out_features, in_features], as checkpoints have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from mini_infer.ops.linear import linear
+
+
+def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """A parameter to be filled by the loader, on the device of the surrounding `with torch.device(...)`."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+
+class Linear(nn.Module):
+    """x [T, in_features] -> x W^T + b, [T, out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype):
+        super().__init__()
+        self.weight = empty_parameter(out_features, in_features, dtype=dtype)
+        self.bias = empty_parameter(out_features, dtype=dtype) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class MergedLinear(Linear):
+    """Projections of one input as one matmul: `parts` maps each one's checkpoint name to its rows, top to bottom.
+
+    Attention's is {"q_proj": Hq D, "k_proj": Hkv D, "v_proj": Hkv D}, the MLP's {"gate_proj": I, "up_proj": I}.
+    """
+
+    def __init__(self, in_features: int, parts: Mapping[str, int], bias: bool, dtype: torch.dtype):
+        super().__init__(in_features, sum(parts.values()), bias, dtype)
+        self.parts = dict(parts)
+
+
+def weight_slots(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every place a checkpoint tensor goes, by name: the parameters of `model`, merged ones as a view of each part.
+
+    The part "q_proj" of a merged layer "self_attn.qkv_proj" is called "self_attn.q_proj", as if it stood alone.
+    """
+    return dict(slot for path, module in model.named_modules() for slot in _slots(path, module))
+
+
+def _slots(path: str, module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in module.named_parameters(recurse=False):
+        if isinstance(module, MergedLinear):
+            parent = path.rpartition(".")[0]
+            views = parameter.split(list(module.parts.values()))
+            yield from ((f"{parent}.{part}.{name}", view) for part, view in zip(module.parts, views, strict=True))
+        else:
+            yield f"{path}.{name}", parameter

@@ -1,0 +1,24 @@
+"""The gated MLP of a decoder layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mini_infer.config import ModelConfig
+from mini_infer.nn.linear import Linear, MergedLinear
+from mini_infer.ops.activation import silu_and_mul
+
+
+class GatedMLP(nn.Module):
+    """down(SiLU(gate(x)) * up(x)), SwiGLU (Shazeer 2020, arXiv:2002.05202); gate and up are one matmul."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype):
+        super().__init__()
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias, dtype)
+        self.down_proj = Linear(inner, hidden, bias, dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [T, H] -> [T, H]."""
+        return self.down_proj(silu_and_mul(self.gate_up_proj(x)))

@@ -1,0 +1,133 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mini_infer.engine.streams import OutputStream
+from mini_infer.protocol import RequestError
+from mini_infer.server.front import Envelope, Front, Usage, check, json_response, whole
+from mini_infer.server.logprobs import CompletionLogprobs, prompt_logprobs_body
+from mini_infer.server.schemas import CompletionRequest
+from mini_infer.server.sse import DONE, EventStream, event
+from mini_infer.text.door import PreparedRequest
+from mini_infer.text.output import CompletionDelta, PositionLogprobs
+from mini_infer.text.tokenizer import Tokenizer
+
+_encode = msgspec.json.encode
+MAX_CHOICES = 1024  # prompts times n
+
+
+def completion_routes(front: Front) -> APIRouter:
+    router = APIRouter()
+
+    @router.post("/v1/completions", summary="Create a completion")
+    async def create_completion(body: CompletionRequest, request: Request) -> Response:
+        return await answer(front, body, request)
+
+    return router
+
+
+async def answer(front: Front, body: CompletionRequest, request: Request) -> Response:
+    model = front.model_name(body.model)
+    prompts = prompts_of(body)
+    params = body.params()
+    prepared = await front.llm.prepare(prompts, params, clip_max_tokens=False,
+                                       add_special_tokens=body.add_special_tokens is not False)
+    tokenizer = front.llm.tokenizer
+    if tokenizer is None:
+        raise RequestError("this engine runs without a tokenizer and has no text to answer with", "model")
+    usage = Usage.of(prepared)
+    envelope = Envelope.new("cmpl", "text_completion", model)
+    choices = [Choice(i * body.n + j, one, body, tokenizer) for i, one in enumerate(prepared) for j in range(body.n)]
+    output = front.llm.submit(prepared, priority=body.priority, cache_salt=body.cache_salt, stream=body.stream)
+    if body.stream:
+        return EventStream(_events(output, choices, envelope, body, usage))
+    parts = []
+    for delta in await whole(output, request):
+        usage.add(delta)
+        parts.append(choices[delta.index].part(delta))
+    return json_response(envelope.body(parts, usage=usage.body()))
+
+
+def prompts_of(body: CompletionRequest) -> list[str] | list[list[int]]:
+    """The four forms of `prompt` as a list of prompts. Raises RequestError when there are none, or too many choices."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError("prompt must not be empty", "prompt")
+    if isinstance(prompt[0], int):
+        return [prompt]  # type: ignore[list-item]
+    if len(prompt) * body.n > MAX_CHOICES:
+        raise RequestError(f"prompt: {len(prompt)} prompts with n={body.n} are more than {MAX_CHOICES} completions",
+                           "prompt")
+    return prompt  # type: ignore[return-value]
+
+
+class Choice:
+    """One completion on its way out: the echoed prompt before its first piece, and log-probabilities that go on."""
+
+    def __init__(self, index: int, request: PreparedRequest, body: CompletionRequest, tokenizer: Tokenizer):
+        self._index = index
+        self._request = request
+        self._tokenizer = tokenizer
+        self._logprobs = None if body.logprobs is None else CompletionLogprobs()
+        self._show_prompt_logprobs = body.prompt_logprobs is not None
+        self._echo = body.echo
+        self._skip_special_tokens = body.skip_special_tokens
+
+    def part(self, delta: CompletionDelta) -> dict[str, Any]:
+        """The `choices` entry for what is new; all of it when nothing was streamed."""
+        echo, self._echo = self._echo, False
+        text, token_ids = delta.text, delta.token_ids
+        positions: list[PositionLogprobs | None] = list(delta.logprobs or ())
+        if echo:
+            prompt_ids = self._request.prompt_token_ids
+            text = self._prompt_text() + text
+            token_ids = [*prompt_ids, *token_ids]
+            positions = [*(delta.prompt_logprobs or [None] * len(prompt_ids)), *positions]
+        part: dict[str, Any] = {
+            "index": self._index,
+            "text": text,
+            "logprobs": None if self._logprobs is None else self._logprobs.of(token_ids, positions, self._tokenizer),
+            "finish_reason": delta.finish_reason,
+            "stop_reason": delta.stop_reason,
+        }
+        if self._show_prompt_logprobs and delta.prompt_logprobs is not None:
+            part["prompt_logprobs"] = prompt_logprobs_body(delta.prompt_logprobs)
+        return part
+
+    def _prompt_text(self) -> str:
+        if self._request.prompt is not None:
+            return self._request.prompt
+        return self._tokenizer.decode(self._request.prompt_token_ids, self._skip_special_tokens)
+
+
+async def _events(output: OutputStream, choices: list[Choice], envelope: Envelope, body: CompletionRequest,
+                  usage: Usage) -> AsyncIterator[bytes]:
+    options = body.stream_options
+    include_usage = options is not None and options.include_usage
+    continuous = options is not None and options.continuous_usage_stats
+    head = b"data: " + _encode(envelope.body([]))[:-2]  # up to the "[" of choices; the same in every chunk
+    tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+    try:
+        async for deltas in output:
+            chunks = []
+            for delta in deltas:
+                usage.add(delta)
+                check(delta)
+                if continuous:
+                    tail = b',"usage":%b}\n\n' % _encode(usage.body())
+                chunks.append(b"%b[%b]%b" % (head, _encode(choices[delta.index].part(delta)), tail))
+            yield b"".join(chunks)
+        if include_usage:
+            yield event(envelope.body([], usage=usage.body()))
+        yield DONE
+    finally:
+        output.close()

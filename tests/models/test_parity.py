@@ -1,0 +1,152 @@
+"""Every family and variant against transformers, on tiny random checkpoints, in both forms of config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+
+from tests.models.harness import VOCAB_SIZE, Harness, assert_parity, load, save_checkpoint
+
+SHAPE = dict(vocab_size=VOCAB_SIZE, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
+             num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=False,
+             bos_token_id=1, eos_token_id=2)
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+               "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+YARN_ROPE = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+@dataclass(frozen=True)
+class Variant:
+    name: str
+    family: type[PretrainedConfig]
+    fields: dict[str, Any] = field(default_factory=dict)
+    save: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> PretrainedConfig:
+        return self.family(**{**SHAPE, **self.fields})
+
+
+def rope(name: str, **fields: Any) -> Variant:
+    return Variant(f"llama-{name}", LlamaConfig, {"rope_parameters": {"rope_theta": 10000.0, **fields}})
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 16}
+VARIANTS = [
+    Variant("llama", LlamaConfig),
+    Variant("llama-tied", LlamaConfig, {"tie_word_embeddings": True}),
+    Variant("llama-mha", LlamaConfig, {"num_key_value_heads": 4}),
+    Variant("llama-mha-by-default", LlamaConfig, {"num_key_value_heads": None}),
+    Variant("llama-mqa", LlamaConfig, {"num_key_value_heads": 1}),
+    Variant("llama-head-dim-from-hidden", LlamaConfig, {"head_dim": None}),
+    Variant("llama-wide-heads", LlamaConfig, {"head_dim": 32}),
+    Variant("llama-biases", LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    Variant("llama-eps", LlamaConfig, {"rms_norm_eps": 0.3}),
+    Variant("llama-sharded", LlamaConfig, save={"max_shard_size": "40KB"}),
+    rope("rope-theta", rope_type="default", rope_theta=500.0),
+    rope("rope-linear", rope_type="linear", factor=4.0),
+    rope("rope-dynamic", rope_type="dynamic", factor=4.0),
+    rope("rope-llama3", **LLAMA3_ROPE),
+    rope("rope-yarn", **YARN_ROPE),
+    rope("rope-yarn-mscale", **YARN_ROPE, mscale=0.8, mscale_all_dim=0.5),
+    rope("rope-yarn-attention-factor", **YARN_ROPE, attention_factor=1.3, beta_fast=16.0, beta_slow=2.0),
+    rope("rope-yarn-not-truncated", **YARN_ROPE, truncate=False),
+    Variant("mistral-window", MistralConfig, {"sliding_window": 16}),
+    Variant("mistral-no-window", MistralConfig, {"sliding_window": None, "head_dim": None}),
+    Variant("mistral-window-beyond", MistralConfig, {"sliding_window": 4096}),
+    Variant("qwen2", Qwen2Config, {"head_dim": None}),
+    Variant("qwen2-tied", Qwen2Config, {"head_dim": None, "tie_word_embeddings": True}),
+    Variant("qwen2-window", Qwen2Config, {"head_dim": None, **WINDOW, "max_window_layers": 1}),
+    Variant("qwen2-window-off", Qwen2Config, {"head_dim": None, "use_sliding_window": False, "sliding_window": 16,
+                                              "max_window_layers": 0}),
+    Variant("qwen2-yarn", Qwen2Config, {"head_dim": None, "rope_parameters": YARN_ROPE}),
+    Variant("qwen3", Qwen3Config),
+    Variant("qwen3-tied-mqa", Qwen3Config, {"num_key_value_heads": 1, "tie_word_embeddings": True}),
+    Variant("qwen3-bias", Qwen3Config, {"attention_bias": True}),
+    Variant("qwen3-window", Qwen3Config, {**WINDOW, "max_window_layers": 2}),
+    Variant("qwen3-sharded-wide", Qwen3Config, {"head_dim": 24}, {"max_shard_size": "40KB"}),
+]
+
+
+@pytest.mark.parametrize("transformers4", [False, True], ids=["config5", "config4"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_logits_and_greedy_tokens(variant, transformers4, tmp_path, record_property):
+    reference = save_checkpoint(variant.config(), tmp_path, transformers4=transformers4, **variant.save)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 if variant.save else (tmp_path / "model.safetensors").is_file()
+    error = assert_parity(load(tmp_path), reference)
+    record_property("max_abs_logit_error", error)
+
+
+def test_layer_types_place_the_windows(tmp_path):
+    types = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Qwen3Config(**SHAPE, **WINDOW, layer_types=types)
+    reference = save_checkpoint(config, tmp_path)
+    model = load(tmp_path)
+    assert model.config.sliding_windows == (16, None, 16)
+    assert_parity(model, reference)
+
+
+@pytest.mark.parametrize("config", [LlamaConfig(**SHAPE), MistralConfig(**SHAPE, sliding_window=16),
+                                    Qwen2Config(**{**SHAPE, "head_dim": None}), Qwen3Config(**SHAPE)],
+                         ids=lambda config: config.model_type)
+def test_generate_gives_the_same_tokens(config, tmp_path):
+    """Against the reference's own generation with its own cache, one prompt at a time."""
+    config.eos_token_id = None
+    reference = save_checkpoint(config, tmp_path)
+    prompts = [[5, 7, 11], [3] * 20]
+    harness = Harness(load(tmp_path), len(prompts))
+    harness.generate(prompts, 64)
+    for prompt, tokens in zip(prompts, harness.tokens, strict=True):
+        ids = torch.tensor([prompt])
+        out = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=False,
+                                 pad_token_id=0)
+        assert tokens == out[0].tolist()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 64])
+def test_chunks_and_blocks_do_not_matter(chunk, tmp_path):
+    save_checkpoint(MistralConfig(**SHAPE, sliding_window=16), tmp_path)
+    model = load(tmp_path)
+    prompt = [(7 * i) % VOCAB_SIZE for i in range(40)]
+    whole = Harness(model, 1, block_size=16).generate([prompt], 4, chunk=40)[0]
+    chunked = Harness(model, 1, block_size=8, seed=chunk).generate([prompt], 4, chunk=chunk)[0]
+    assert (whole - chunked).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [LlamaConfig, Qwen3Config])
+def test_half_precision_is_as_near_to_float32_as_the_reference(family, dtype, tmp_path):
+    """Loaded into half precision, our logits are no further from the float32 ones than transformers' in that dtype."""
+    reference = save_checkpoint(family(**SHAPE), tmp_path)
+    prompt = [(5 * i) % VOCAB_SIZE for i in range(48)]
+    ours = Harness(load(tmp_path, dtype), 1).generate([prompt], 1, chunk=16)[0]
+    with torch.inference_mode():
+        exact = reference(torch.tensor([prompt])).logits[0]
+        theirs = reference.to(dtype)(torch.tensor([prompt])).logits[0].float()
+    assert (ours - exact).abs().mean() < 1.5 * (theirs - exact).abs().mean()
+
+
+def test_bfloat16_checkpoint_loads_as_it_is(tmp_path):
+    config = LlamaConfig(**SHAPE)
+    config.dtype = torch.bfloat16
+    reference = save_checkpoint(config, tmp_path)
+    reference.to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load(tmp_path, torch.bfloat16)
+    assert model.config.dtype == "bfloat16"
+    assert torch.equal(model.lm_head.weight, reference.lm_head.weight)
+    assert torch.equal(model.layers[1].mlp.gate_up_proj.weight[80:], reference.model.layers[1].mlp.up_proj.weight)
+
+
+def test_dynamic_rope_beyond_the_original_length(tmp_path):
+    """One table for all requests: it is transformers' for sequences as long as max_model_len (ops/rope.py)."""
+    rope_parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    fields = {**SHAPE, "max_position_embeddings": 32, "rope_parameters": rope_parameters}
+    reference = save_checkpoint(LlamaConfig(**fields), tmp_path)
+    prompt = [(11 * i) % VOCAB_SIZE for i in range(64)]
+    ours = Harness(load(tmp_path, max_model_len=64), 1).generate([prompt], 1, chunk=32)[0]
+    with torch.inference_mode():
+        expected = reference(torch.tensor([prompt])).logits[0]
+    assert (ours - expected).abs().max() < 1e-4
