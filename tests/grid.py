@@ -157,11 +157,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--pairwise", action="store_true", help="a few cells that hold every pair of settings")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         grid = Grid(write_checkpoint(Path(directory)), args.device)
-        refused = {cell: reason for cell in all_cells(args.device) if (reason := cell.refused())}
-        results = {cell: grid.check(cell) for cell in tqdm(all_cells(args.device), desc="grid") if cell not in refused}
+        cells = all_cells(args.device)
+        refused = {cell: reason for cell in cells if (reason := cell.refused())}
+        chosen = pairwise_cells(args.device) if args.pairwise else [cell for cell in cells if cell not in refused]
+        results = {cell: grid.check(cell) for cell in tqdm(chosen, desc="grid")}
     worst = max(error for _, error in results.values())
     same = sum(ok for ok, _ in results.values())
     lines = [f"{same} of {len(results)} combinations gave identical tokens ({NUM_REQUESTS} requests each: greedy, seeded, "

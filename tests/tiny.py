@@ -14,7 +14,7 @@ def write_checkpoint(directory: Path, seed: int = 0, **changes: object) -> Path:
     """A fp32 Qwen3 of two layers whose greedy tokens vary (large weights: no near-ties, no fixed points)."""
     torch.manual_seed(seed)
     shape = dict(vocab_size=VOCAB_SIZE, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                 num_attention_heads=4, num_key_value_heads=2, head_dim=32, max_position_embeddings=512,
+                 num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=512,
                  tie_word_embeddings=False, initializer_range=0.15, eos_token_id=None, bos_token_id=None)
     model = Qwen3ForCausalLM(Qwen3Config(**{**shape, **changes})).float()
     model.save_pretrained(directory)

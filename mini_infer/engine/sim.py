@@ -130,12 +130,10 @@ def _attention_extent(seqs: list[SeqStep], window: int | None) -> tuple[int, int
     kv_tokens = scores = 0
     for seq in seqs:
         end = seq.start + seq.n
-        if window is None or end <= window:
-            kv_tokens += end
-            scores += seq.n * (seq.start + 1 + end) // 2
-        else:
-            kv_tokens += min(end, window + seq.n - 1)
-            scores += seq.n * min(window, end)
+        reach = end if window is None else window
+        kv_tokens += min(end, reach + seq.n - 1)
+        growing = max(0, min(end, reach) - seq.start)  # queries that see one key more than the query before them
+        scores += growing * (2 * seq.start + growing + 1) // 2 + (seq.n - growing) * reach
     return kv_tokens, scores
 
 

@@ -17,15 +17,16 @@ def batch_ladder(max_num_seqs: int) -> list[int]:
 class StepGraphs:
     """Graphs of `run(batch_size)`, captured largest first into one memory pool, so that the smaller ones reuse it.
 
-    `run` must read its inputs from fixed places on the device and be free of host synchronisation; what it returns
-    is overwritten by the next replay of any graph here.
+    `run` must read its inputs from fixed places on the device, where `prepare(batch_size)` puts valid ones for the
+    capture, and be free of host synchronisation; what it returns is overwritten by the next replay of any graph here.
     """
 
-    def __init__(self, run: Callable[[int], torch.Tensor], sizes: list[int]):
+    def __init__(self, prepare: Callable[[int], object], run: Callable[[int], torch.Tensor], sizes: list[int]):
         self._sizes = sorted(sizes)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
+            prepare(size)
             run(size)  # compiles kernels and creates library handles outside the capture
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()

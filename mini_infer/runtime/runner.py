@@ -30,7 +30,8 @@ class Runner:
     @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Capture the one-token-a-sequence step for the ladder of batch sizes (GPU only)."""
-        self._graphs = StepGraphs(self._logits_of_single_tokens, batch_ladder(self._state.num_slots))
+        self._graphs = StepGraphs(self._state.idle_header, self._logits_of_single_tokens,
+                                  batch_ladder(self._state.num_slots))
 
     @torch.inference_mode()
     def warm_up(self, num_tokens: int) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 import uvloop
@@ -21,7 +21,16 @@ from mini_infer.server.metrics import ServerMetrics, Source
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which would end the process by the signal instead of an exit status."""
+    """uvicorn that says when it listens, and without its signal handlers, which would end the process by the signal
+    instead of an exit status."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]):
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -65,14 +74,16 @@ async def _serve(options: ServeOptions, sock: socket.socket, llm: AsyncLLM, star
         return 0
     front = Front(llm, options.model_names, metrics)
     metrics.attach(Source(options.model_names[0], info, llm.stats))
+
+    def ready() -> None:
+        host, port = sock.getsockname()[:2]
+        log(f"{options.model_names[0]} on {info.device}, {info.dtype}, context {info.max_model_len}, "
+            f"{info.num_blocks} KV blocks of {info.block_size}")
+        log(f"ready in {time.perf_counter() - start:.2f} s: http://{f'[{host}]' if ':' in host else host}:{port}")
+
     server = Server(uvicorn.Config(
         create_app(front), http="httptools", ws="none", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=options.shutdown_timeout))
-    host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    log(f"{options.model_names[0]} on {info.device}, {info.dtype}, context {info.max_model_len}, "
-        f"{info.num_blocks} KV blocks of {info.block_size}")
-    log(f"ready in {time.perf_counter() - start:.2f} s: http://{shown}:{port}")
+        server_header=False, timeout_graceful_shutdown=options.shutdown_timeout), ready)
     try:
         await server.serve(sockets=[sock])
     finally:

@@ -9,7 +9,7 @@ templates on the Hugging Face hub are written for.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from mini_infer.protocol import RequestError
 from mini_infer.text.tokenizer import Tokenizer, read_tokenizer_config
 
 MAX_OUTPUT_CHARS = 16_000_000
-MAX_LOOP_STEPS = 2_000_000
+MAX_LOOP_STEPS = 1_000_000
 MAX_REPEAT = 1_000_000  # of anything a template multiplies
 _BUDGET = "budget of this rendering"  # no identifier, so no template can name it
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -183,12 +183,20 @@ class _GenerationTag(Extension):
 
 
 class _LoopMeter(Extension):
-    """Each step of each loop calls `spend`; `_Environment` puts the calls in."""
+    """Counts the steps of loops; `_Environment` puts the calls in."""
 
     @pass_context
-    def spend(self, context: Context) -> str:
+    def steps(self, context: Context, items: Iterable[Any]) -> Iterator[Any]:
+        """The items of an ordinary loop, each of them counted."""
+        budget: _Budget = context.parent[_BUDGET]
+        for item in items:
+            budget.spend_step()
+            yield item
+
+    @pass_context
+    def step(self, context: Context) -> None:
+        """One step of a recursive loop, whose items come from calls in its own body."""
         context.parent[_BUDGET].spend_step()
-        return ""
 
 
 class _Namespace(Namespace):
@@ -224,7 +232,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         meter = self.extensions[_LoopMeter.identifier]
         for loop in tree.find_all(nodes.For):
-            loop.body.insert(0, nodes.ExprStmt(meter.call_method("spend")).set_lineno(loop.lineno))
+            if loop.recursive:
+                loop.body.insert(0, nodes.ExprStmt(meter.call_method("step")).set_lineno(loop.lineno))
+            else:
+                loop.iter = meter.call_method("steps", [loop.iter]).set_lineno(loop.lineno)
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

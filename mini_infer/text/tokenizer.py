@@ -1,8 +1,8 @@
 """The tokenizer of a model directory: text to ids and back. With a tokenizer.json, transformers is not needed.
 
 Follows transformers 5 in what a directory means: added tokens and named special tokens of tokenizer_config.json (and
-special_tokens_map.json) are added to tokenizer.json's, and add_bos_token / add_eos_token, where present, replace its
-post-processor.
+special_tokens_map.json) are added to tokenizer.json's, whose template says what BOS and EOS an encoded text gets. Where
+it has no template, add_bos_token and add_eos_token of tokenizer_config.json say so, as in transformers 4.
 """
 
 from __future__ import annotations
@@ -173,8 +173,8 @@ def _read_tokenizer_json(path: Path) -> tuple[Backend, dict[str, str]]:
         raise ConfigError(f"tokenizer: {config_file} has malformed tokens: {error!r}") from None
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     backend.add_special_tokens([token for token in specials if token.content not in known])
-    if "add_bos_token" in config or "add_eos_token" in config:
-        _set_post_processor(backend, named, config)
+    if not _has_template(backend):
+        _add_template(backend, named, config)
     return backend, named
 
 
@@ -185,15 +185,22 @@ def _added_token(value: str | dict[str, Any], special: bool = False) -> AddedTok
     return AddedToken(value["content"], special=special or bool(value.get("special", False)), **fields)
 
 
-def _set_post_processor(backend: Backend, named: dict[str, str], config: dict[str, Any]) -> None:
-    """Begin with BOS and end with EOS where the config says so (and such a token exists), instead of what the
-    post-processor of tokenizer.json does."""
+def _has_template(backend: Backend) -> bool:
+    if backend.post_processor is None:
+        return False
+    state = json.loads(backend.post_processor.__getstate__())
+    return any(stage["type"] not in ("ByteLevel", "Sequence") for stage in (state, *state.get("processors", ())))
+
+
+def _add_template(backend: Backend, named: dict[str, str], config: dict[str, Any]) -> None:
+    """Begin an encoded text with BOS and end it with EOS where the config says so and there is such a token."""
     affixes = {name: named[name] for name in ("bos_token", "eos_token") if config.get(f"add_{name}") and name in named}
-    parts = [affixes.get("bos_token"), "$A", affixes.get("eos_token")]
-    backend.post_processor = processors.TemplateProcessing(
-        single=[part for part in parts if part is not None],
-        special_tokens=[(text, backend.token_to_id(text)) for text in affixes.values()],
-    )
+    if affixes:
+        parts = [affixes.get("bos_token"), "$A", affixes.get("eos_token")]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[part for part in parts if part is not None],
+            special_tokens=[(text, backend.token_to_id(text)) for text in affixes.values()],
+        )
 
 
 def _convert_with_transformers(path: Path, found: str) -> tuple[Backend, dict[str, str]]:

@@ -1,8 +1,8 @@
 """A device without a model: it does what a plan says to a shadow of the KV cache, and checks every read and write.
 
-The shadow holds, for each (block, offset), a digest of the whole prefix up to the token written there. A step reads the
-prefix of each of its rows through the row's block table and compares: whatever paging does wrong (a block handed out
-twice, a stale table, a wrong hit, a hit across salts, content evicted or overwritten too early) shows as a wrong digest.
+The shadow holds, for each (block, offset), a digest of the whole prefix up to the token written there. A step reads
+the prefix of each of its rows through the row's block table and compares: whatever paging does wrong (a block handed
+out twice, a stale table, a wrong hit, a hit across salts, content overwritten too early) shows as a wrong digest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from random import Random
 
 from mini_infer.config import SchedulerConfig
@@ -22,7 +22,7 @@ VOCAB = 12
 EOS = 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def story(key: int, position: int) -> int:
     """The token at a position of story `key`. Requests telling the same story share prefixes, outputs included."""
     return Random(1000 * key + position).randrange(VOCAB)

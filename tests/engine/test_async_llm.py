@@ -1,0 +1,255 @@
+"""AsyncLLM over a simulated engine process: streams, aborts, deaths, and the messages in between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mini_infer.config import ConfigError, EngineConfig
+from mini_infer.engine.async_llm import AsyncLLM
+from mini_infer.engine.client import EngineDeadError
+from mini_infer.engine.ipc import FrameDecoder, ProtocolError, encode
+from mini_infer.engine.sim import SimConfig
+from mini_infer.engine.streams import OutputStream
+from mini_infer.protocol import (
+    AbortRequest,
+    AddRequest,
+    EngineStats,
+    RequestError,
+    RequestRefused,
+    SamplingParams,
+    StepOutputs,
+    TokenLogprobs,
+    TokensOut,
+)
+from mini_infer.text.output import CompletionDelta
+from tests.server.model_dir import SEVEN_B, SMALL, write_model_dir
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_dir(tmp_path_factory.mktemp("models") / "small", SMALL)
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model_dir(tmp_path_factory.mktemp("models") / "slow", SEVEN_B)  # on an L4 a step takes 55 ms
+
+
+@asynccontextmanager
+async def dry(model: Path, gpu: str = "free", **options: object) -> AsyncIterator[AsyncLLM]:
+    async with AsyncLLM(EngineConfig(model=str(model), **options), SimConfig(gpu=gpu)) as llm:  # type: ignore[arg-type]
+        yield llm
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def collect(llm: AsyncLLM, prompt: str | list[int], params: SamplingParams, **options: object) -> list[CompletionDelta]:
+    return [delta async for delta in llm.generate(prompt, params, **options)]  # type: ignore[arg-type]
+
+
+class TestGenerate:
+    async def test_pieces_make_the_whole(self, small: Path) -> None:
+        async with dry(small) as llm:
+            params = SamplingParams(max_tokens=30, seed=1)
+            pieces = await collect(llm, "hello world", params)
+            [whole] = await collect(llm, "hello world", params, stream=False)
+            text = "".join(piece.text for piece in pieces)
+            ids = [token for piece in pieces for token in piece.token_ids]
+            assert (text, ids) == (whole.text, whole.token_ids)
+            assert len(ids) == 30 and pieces[-1].finish_reason == whole.finish_reason == "length"
+            assert all(piece.finish_reason is None for piece in pieces[:-1])
+            assert llm.tokenizer is not None
+            assert text == llm.tokenizer.decode(ids)
+            same = await collect(llm, llm.tokenizer.encode("hello world"), params, stream=False)
+            assert same[0].text == whole.text and same[0].num_cached_tokens == 0
+
+    async def test_n_completions_share_a_prompt(self, small: Path) -> None:
+        async with dry(small) as llm:
+            outs = await collect(llm, [3] * 64, SamplingParams(max_tokens=10, n=3, seed=1), stream=False)
+            assert sorted(out.index for out in outs) == [0, 1, 2]
+            assert len({out.text for out in outs}) == 3
+
+    async def test_many_at_once(self, small: Path) -> None:
+        async with dry(small, max_num_seqs=16) as llm:
+            outs = await asyncio.gather(*[collect(llm, f"user {i}", SamplingParams(max_tokens=20)) for i in range(64)])
+            assert all(sum(len(piece.token_ids) for piece in pieces) == 20 for pieces in outs)
+            stats = llm.stats()
+            assert (stats.requests_finished, stats.used_blocks, stats.running, stats.waiting) == (64, 0, 0, 0)
+
+    async def test_stop_string_ends_the_request_in_the_engine(self, small: Path) -> None:
+        async with dry(small) as llm:
+            [whole] = await collect(llm, "hello", SamplingParams(max_tokens=400, seed=3), stream=False)
+            stop = whole.text[20:26]
+            [stopped] = await collect(llm, "hello", SamplingParams(max_tokens=400, seed=3, stop=stop), stream=False)
+            assert stopped.text == whole.text[:whole.text.index(stop)]
+            assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
+            await eventually(lambda: llm.stats().used_blocks == 0)
+
+    async def test_bad_requests_are_refused_and_cost_nothing(self, small: Path) -> None:
+        async with dry(small) as llm:
+            for prompt, params, field in [
+                ("", SamplingParams(), "prompt"), ([10**6], SamplingParams(), "prompt"), ([1] * 600, SamplingParams(), "prompt"),
+                ("a", SamplingParams(logprobs=1), "logprobs"), ("a", SamplingParams(stop_token_ids=[10**6]), "stop_token_ids"),
+            ]:
+                with pytest.raises(RequestError) as error:
+                    await collect(llm, prompt, params)
+                assert error.value.param == field
+            assert llm.stats().requests_added == 0
+            assert len(await collect(llm, "a", SamplingParams(max_tokens=2), stream=False)) == 1
+
+
+class TestAborts:
+    async def test_leaving_the_loop_frees_the_blocks(self, slow: Path) -> None:
+        async with dry(slow, "L4") as llm:
+            stream = llm.generate("hello", SamplingParams(max_tokens=400, n=4))
+            await anext(stream)
+            await eventually(lambda: llm.stats().used_blocks > 0)
+            await stream.aclose()  # type: ignore[attr-defined]
+            await eventually(lambda: llm.stats().used_blocks == 0)
+            assert llm.stats().requests_aborted == 4
+
+    async def test_a_cancelled_task_frees_what_is_still_queued(self, slow: Path) -> None:
+        async with dry(slow, "L4", max_num_seqs=1) as llm:
+            tasks = [asyncio.ensure_future(collect(llm, "hello", SamplingParams(max_tokens=400))) for _ in range(3)]
+            await eventually(lambda: llm.stats().waiting == 2)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await eventually(lambda: llm.stats().requests_aborted == 3 and llm.stats().used_blocks == 0)
+
+    async def test_abort_by_name(self, slow: Path) -> None:
+        async with dry(slow, "L4") as llm:
+            task = asyncio.ensure_future(collect(llm, "hello", SamplingParams(max_tokens=400), request_id="mine"))
+            await eventually(lambda: llm.stats().running == 1)
+            with pytest.raises(RequestError, match="in use"):
+                await collect(llm, "hello", SamplingParams(), request_id="mine")
+            llm.abort("nobody's")
+            llm.abort("mine")
+            assert (await task)[-1].finish_reason == "abort"
+            assert len(await collect(llm, "hello", SamplingParams(max_tokens=1), request_id="mine")) == 1
+
+
+class TestDeaths:
+    async def test_streams_end_with_an_error_when_the_engine_is_killed(self, slow: Path) -> None:
+        async with dry(slow, "L4") as llm:
+            tasks = [asyncio.ensure_future(collect(llm, "hello", SamplingParams(max_tokens=400))) for _ in range(4)]
+            await eventually(lambda: llm.stats().running == 4)
+            assert llm.engine_pid is not None
+            os.kill(llm.engine_pid, signal.SIGKILL)
+            for task in tasks:
+                with pytest.raises(EngineDeadError, match="-9"):
+                    await task
+            assert llm.error is not None
+            with pytest.raises(EngineDeadError):
+                await collect(llm, "hello", SamplingParams())
+
+    async def test_the_engine_ends_with_close(self, small: Path) -> None:
+        async with dry(small) as llm:
+            pid = llm.engine_pid
+            assert pid is not None and alive(pid)
+        assert not alive(pid)
+
+    async def test_the_engine_ends_when_the_front_is_killed(self, small: Path) -> None:
+        code = (f"import asyncio\nfrom mini_infer.engine.async_llm import *\nfrom mini_infer.engine.sim import SimConfig\n"
+                f"async def main():\n llm = AsyncLLM(EngineConfig(model={str(small)!r}), SimConfig())\n await llm.start()\n"
+                " print(llm.engine_pid, flush=True)\n await asyncio.sleep(60)\nasyncio.run(main())")
+        front = subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE)
+        assert front.stdout is not None
+        engine = int(front.stdout.readline())
+        assert alive(engine)
+        front.kill()
+        front.wait()
+        front.stdout.close()
+        await eventually(lambda: not alive(engine))
+
+    async def test_a_configuration_that_cannot_work_says_so(self, small: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"config\.json"):
+            await AsyncLLM(EngineConfig(model=str(tmp_path), tokenizer=str(small)), SimConfig()).start()
+        with pytest.raises(ConfigError, match="max_model_len"):
+            await AsyncLLM(EngineConfig(model=str(small), num_kv_blocks=2), SimConfig()).start()
+        with pytest.raises(ConfigError, match="scheduling_policy|policy"):
+            await AsyncLLM(EngineConfig(model=str(small), scheduling_policy="nobody's"), SimConfig()).start()
+
+
+class TestStream:
+    """The reader's end, by itself."""
+
+    async def test_a_slow_reader_gets_everything_in_one_piece(self) -> None:
+        closed: list[OutputStream] = []
+        stream = OutputStream(2, closed.append)
+        stream.request_ids = [10, 11]
+        for i in range(1000):
+            stream.put(10, CompletionDelta(0, f"{i} ", [i]))
+        stream.put(11, CompletionDelta(1, "x", [5], finish_reason="stop"))
+        stream.put(10, CompletionDelta(0, "end", [9], finish_reason="length"))
+        batches = [deltas async for deltas in stream]
+        assert len(batches) == 1 and stream.request_ids == []
+        first, second = batches[0]
+        assert first.text == " ".join(map(str, range(1000))) + " end" and len(first.token_ids) == 1001
+        assert (first.finish_reason, second.finish_reason) == ("length", "stop")
+
+    async def test_an_error_comes_after_what_was_there(self) -> None:
+        stream = OutputStream(1, lambda stream: None)
+        stream.put(1, CompletionDelta(0, "a", [1]))
+        stream.fail(EngineDeadError("gone"))
+        assert (await anext(stream))[0].text == "a"
+        with pytest.raises(EngineDeadError):
+            await anext(stream)
+
+
+MESSAGES = [
+    AddRequest(7, list(range(300)), SamplingParams(logit_bias={3: -1.5}, stop="a", seed=-1, stop_token_ids=[2]), 1, "salt", 2.5),
+    AbortRequest([1, 2, 3]),
+    StepOutputs([TokensOut(1, [2], "stop", 5, [TokenLogprobs([2, 3], [-0.5, -1.0], 1)]), TokensOut(2, [], error="no")],
+                EngineStats(total_blocks=4)),
+    RequestRefused(1, "why", "prompt"),
+]
+
+
+class TestFrames:
+    @given(cuts=st.lists(st.integers(1, 400), max_size=30))
+    @settings(deadline=None, max_examples=50)
+    def test_any_cut_gives_the_same_messages(self, cuts: list[int]) -> None:
+        data = b"".join(encode(message) for message in MESSAGES)
+        decoder, found, start = FrameDecoder(), [], 0
+        for cut in [*cuts, len(data)]:
+            found += decoder.feed(data[start : start + cut])
+            start += cut
+        assert found == MESSAGES
+
+    @given(body=st.binary(max_size=60), kind=st.integers(0, 255))
+    @settings(deadline=None, max_examples=200)
+    def test_garbage_is_an_error_or_a_message(self, body: bytes, kind: int) -> None:
+        frame = len(body).to_bytes(4, "little") + bytes([kind]) + body
+        try:
+            messages = FrameDecoder().feed(frame)
+        except ProtocolError:
+            return
+        assert len(messages) == 1

@@ -1,0 +1,144 @@
+"""Paged attention against plain attention in float64, NaN wherever nothing may be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mini_infer.ops import attention
+
+DECODE = [(1, 0), (1, 4), (1, 15), (1, 16), (1, 39)]
+CHUNKS = [(3, 0), (17, 0), (5, 30), (2, 14)]
+MIXED = [(1, 20), (6, 0), (1, 0), (4, 33), (1, 47)]
+BATCHES = pytest.mark.parametrize("sequences", [DECODE, CHUNKS, MIXED, [(1, 63)]],
+                                  ids=["decode", "chunks", "mixed", "one"])
+
+
+def run(case, implementation: Callable, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    out = implementation(case.q, case.k_cache, case.v_cache, case.batch, case.scale, window)
+    assert out.shape == case.q.shape and out.dtype == case.q.dtype
+    expected = case.expected(window)
+    return out[: len(expected)], expected
+
+
+@BATCHES
+@pytest.mark.parametrize("window", [None, 1, 5, 16, 1000])
+def test_reference_is_attention(paged_case, assert_close, dtype, sequences, window):
+    assert_close(*run(paged_case(sequences, dtype=dtype), attention._paged_attention_torch, window))
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (3, 1), (7, 1), (16, 1), (6, 2)])
+@pytest.mark.parametrize("block_size", [8, 32, 256])
+def test_reference_groups_and_blocks(paged_case, assert_close, heads, block_size):
+    case = paged_case(MIXED, heads=heads, block_size=block_size, head_dim=80)
+    assert_close(*run(case, attention._paged_attention_torch, None))
+    assert_close(*run(case, attention._paged_attention_torch, 9))
+
+
+def test_reference_of_skewed_lengths_gathers_little(paged_case, assert_close, monkeypatch):
+    gathered = []
+    gather = attention._gather
+
+    def spy(cache, rows, num_seqs):
+        result = gather(cache, rows, num_seqs)
+        gathered.append(result.shape[0] * result.shape[2])
+        return result
+
+    monkeypatch.setattr(attention, "_gather", spy)
+    case = paged_case([(1, 1500), *[(1, 10 * b) for b in range(30)]], head_dim=16)
+    assert_close(*run(case, attention._paged_attention_torch, None))
+    assert sum(gathered) <= 2 * (2 * sum(map(len, case.keys)) + 31 * 128)
+
+
+def test_reference_survives_padding(paged_case, assert_close):
+    assert_close(*run(paged_case(MIXED, padding=2), attention._paged_attention_torch, None))
+    assert_close(*run(paged_case(DECODE, padding=2), attention._paged_attention_torch, None))
+
+
+def test_reference_is_the_same_alone_and_in_a_batch(paged_case):
+    """Float32 rounding may differ with the padding, but no more than that."""
+    case = paged_case([(1, before) for before in (3, 60, 100, 117)])
+    together, _ = run(case, attention._paged_attention_torch, None)
+    for b in range(4):
+        alone = attention._attend_one(case.q[b : b + 1], case.k_cache, case.v_cache,
+                                      case.batch.block_table[case.batch.slots[b]], len(case.keys[b]), case.scale, None)
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=0, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------------- Triton
+
+
+@BATCHES
+@pytest.mark.parametrize("window", [None, 9])
+def test_triton_is_attention(paged_case, assert_close, device, dtype, sequences, window):
+    if device.type == "cpu" and dtype == torch.bfloat16:
+        pytest.skip("Triton's interpreter multiplies bf16 matrices as if their bits were integers")
+    case = paged_case(sequences, dtype=dtype, device=device)
+    assert_close(*run(case, attention._paged_attention_triton, window))
+
+
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("heads", [(3, 1), (14, 2)])
+def test_triton_head_dims(paged_case, assert_close, device, head_dim, heads):
+    for sequences in (DECODE[1:4], [(1, 20), (6, 12)]):
+        case = paged_case(sequences, head_dim=head_dim, heads=heads, device=device, dtype=torch.float16)
+        assert_close(*run(case, attention._paged_attention_triton, None))
+
+
+@pytest.mark.parametrize("block_size", [8, 32, 64, 256])
+@pytest.mark.parametrize("heads", [(1, 1), (16, 1), (40, 1)])
+def test_triton_blocks(paged_case, assert_close, device, block_size, heads):
+    for sequences in ([(1, 70), (1, 4)], [(1, 70), (9, 60)]):
+        case = paged_case(sequences, block_size=block_size, heads=heads, device=device)
+        assert_close(*run(case, attention._paged_attention_triton, 33))
+
+
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("max_seq_len", [None, 3000])
+def test_triton_merges_splits(paged_case, assert_close, device, window, max_seq_len):
+    """Sequences of one and of several splits side by side; the host's bound may be far above the lengths."""
+    lens = [(1, 300), (1, 128), (1, 127), (1, 0), (1, 255)]
+    case = paged_case(lens, heads=(3, 1), head_dim=16 if device.type == "cpu" else 64, device=device,
+                      max_seq_len=max_seq_len)
+    tiles = attention.SPLIT_TILES | {(4, 16): attention.SPLIT_TILES[4, 64]}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SPLIT_TILES", tiles)
+        assert_close(*run(case, attention._paged_attention_triton, window))
+
+
+@pytest.mark.parametrize("sequences", [MIXED, DECODE], ids=["mixed", "decode"])
+def test_triton_survives_padding(paged_case, assert_close, device, sequences):
+    assert_close(*run(paged_case(sequences, padding=3, device=device), attention._paged_attention_triton, None))
+
+
+def test_triton_finds_each_tile_of_a_sequence(paged_case, assert_close, device):
+    """Sequence lengths on either side of the tile's tokens, so that tiles and sequences fall out of step."""
+    case = paged_case([(16, 0), (1, 3), (15, 1), (17, 0), (1, 0), (33, 2), (1, 9)], heads=(4, 1), device=device)
+    assert_close(*run(case, attention._paged_attention_triton, None))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 700])
+@pytest.mark.parametrize("heads", [(32, 8), (28, 4), (16, 16), (7, 1)])
+def test_gpu_large(paged_case, assert_close, dtype, heads, window):
+    for sequences in ([(1, 4000), (1, 1), (700, 300), (130, 0), (4, 999)], [(1, 3000), (1, 17), (1, 2048), (1, 0)]):
+        case = paged_case(sequences, heads=heads, head_dim=128, block_size=64, dtype=dtype, device="cuda")
+        assert_close(*run(case, attention._paged_attention_triton, window))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sequences", [DECODE, MIXED], ids=["decode", "mixed"])
+def test_gpu_graph_replays(paged_case, assert_close, sequences):
+    """Captured once, replayed on other queries: nothing in a launch depends on the device's contents."""
+    case = paged_case(sequences, device="cuda", dtype=torch.bfloat16, max_seq_len=2048, padding=2)
+    attention.paged_attention(case.q, case.k_cache, case.v_cache, case.batch, case.scale, None)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention.paged_attention(case.q, case.k_cache, case.v_cache, case.batch, case.scale, None)
+    case.q.copy_(torch.randn_like(case.q))
+    graph.replay()
+    expected = case.expected(None)
+    assert_close(out[: len(expected)], expected)

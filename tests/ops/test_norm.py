@@ -1,0 +1,59 @@
+"""RMSNorm, with and without the residual addition, against its formula in float64 and against transformers'."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mini_infer.ops import norm
+
+SHAPES = pytest.mark.parametrize("shape", [(1, 384), (5, 100), (3, 3584), (33, 64), (2, 3, 80), (1, 1), (0, 64)], ids=str)
+EPS = 1e-5
+
+
+def formula(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    x = x.double()
+    return x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * weight.double()
+
+
+@SHAPES
+def test_reference(assert_close, dtype, shape):
+    x, weight = torch.randn(shape).to(dtype), torch.randn(shape[-1]).to(dtype)
+    assert_close(norm._rms_norm_torch(x, weight, EPS), formula(x, weight))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reference_is_transformers(seed):
+    llama = pytest.importorskip("transformers.models.llama.modeling_llama")
+    torch.manual_seed(seed)
+    module = llama.LlamaRMSNorm(48, eps=EPS)
+    torch.nn.init.normal_(module.weight)
+    x = torch.randn(7, 48) * 10
+    torch.testing.assert_close(norm._rms_norm_torch(x, module.weight.detach(), EPS), module(x).detach())
+
+
+@SHAPES
+def test_triton(assert_close, device, dtype, shape):
+    x, weight = torch.randn(shape).to(dtype).to(device), torch.randn(shape[-1]).to(dtype).to(device)
+    out = norm._rms_norm_triton(x, weight, EPS)
+    assert out.shape == x.shape and out.dtype == dtype
+    assert_close(out, formula(x, weight))
+
+
+def test_triton_takes_strided_rows(assert_close, device):
+    x, weight = torch.randn(6, 10, 64, device=device)[:, 2:5], torch.randn(64, device=device)
+    assert_close(norm._rms_norm_triton(x, weight, EPS), formula(x, weight))
+
+
+@pytest.mark.parametrize("shape", [(1, 384), (5, 100), (9, 64)], ids=str)
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_add_rms_norm(assert_close, request, dtype, shape, implementation):
+    device = request.getfixturevalue("device") if implementation == "triton" else torch.device("cpu")
+    op = norm._add_rms_norm_triton if implementation == "triton" else norm._add_rms_norm_torch
+    x, residual = (torch.randn(shape).to(dtype).to(device) for _ in range(2))
+    weight = torch.randn(shape[-1]).to(dtype).to(device)
+    total = x + residual
+    normed, returned = op(x, residual, weight, EPS)
+    assert returned is residual
+    torch.testing.assert_close(residual, total, rtol=0, atol=0)
+    assert_close(normed, formula(total, weight))
