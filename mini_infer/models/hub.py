@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -18,8 +19,8 @@ def resolve(model: str) -> str:
 
     Raises ConfigError when it is neither a directory nor an id that the hub serves to this user.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(model))
+    if model and path.is_dir():
         return str(path)
     if path.is_file():
         raise ConfigError(f"model: {model} is a file; give the directory that holds config.json and the weights")

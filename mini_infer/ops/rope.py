@@ -15,7 +15,7 @@ from mini_infer.ops.dispatch import tl, triton, use_triton
 
 
 def cos_sin_table(rope: RopeConfig, head_dim: int, max_len: int, device: torch.device | str) -> torch.Tensor:
-    """The angles of positions 0 .. max_len - 1: float32 [max_len, head_dim], cosines in the left half, sines in the right.
+    """The angles of positions 0 .. max_len - 1: float32 [max_len, head_dim], cosines left, sines right.
 
     yarn's attention scaling is folded into both. "dynamic" stretches the base with the length of the longest sequence:
     one table serves all requests here, so the stretch is that of `max_len`, and none up to the original context length.
@@ -93,39 +93,47 @@ def load_cos_sin(table_ptr, position, HALF: tl.constexpr, BLOCK_HALF: tl.constex
     return cos[None, :], sin[None, :]
 
 
+# In float32 the last bit of a frequency is worth 1e-2 radians at position 100,000, so the formulas below keep the order
+# of transformers' operations and give its frequencies to the bit.
+
+
 def _inv_freq(rope: RopeConfig, head_dim: int, max_len: int) -> tuple[torch.Tensor, float]:
     """Radians per position of each pair of dimensions [head_dim / 2], and the factor on cosines and sines."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    theta = rope.theta
     if rope.rope_type == "dynamic":
         original = rope.original_max_position_embeddings or max_len
         stretch = rope.factor * max(max_len, original) / original - (rope.factor - 1)
-        return 1.0 / (rope.theta * stretch ** (head_dim / (head_dim - 2))) ** exponents, 1.0
-    inv_freq = 1.0 / rope.theta**exponents
-    if rope.rope_type == "linear":
-        return inv_freq / rope.factor, 1.0
-    if rope.rope_type == "llama3":
-        return _llama3_inv_freq(rope, inv_freq), 1.0
+        theta *= stretch ** (head_dim / (head_dim - 2))
+    wavelengths = theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # in positions / 2 pi
     if rope.rope_type == "yarn":
-        return _yarn_inv_freq(rope, head_dim), _yarn_attention_factor(rope)
+        return _yarn_inv_freq(rope, head_dim, wavelengths), _yarn_attention_factor(rope)
+    inv_freq = 1.0 / wavelengths
+    if rope.rope_type == "linear":
+        inv_freq /= rope.factor
+    if rope.rope_type == "llama3":
+        inv_freq = _llama3_inv_freq(rope, inv_freq)
     return inv_freq, 1.0
 
 
 def _llama3_inv_freq(rope: RopeConfig, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Long wavelengths slow down by `factor`, short ones stay, those between blend linearly in 1 / wavelength."""
+    """Long wavelengths are stretched by `factor`, short ones stay, between them it blends linearly in 1 / wavelength."""
     original = rope.original_max_position_embeddings
     assert original is not None
-    turns = original * inv_freq / (2 * math.pi)  # within the original context
-    keep = ((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)).clamp(0, 1)
-    return inv_freq * (keep + (1 - keep) / rope.factor)
+    low, high = rope.low_freq_factor, rope.high_freq_factor
+    wavelengths = 2 * math.pi / inv_freq
+    keep = (original / wavelengths - low) / (high - low)
+    blended = (1 - keep) * inv_freq / rope.factor + keep * inv_freq
+    stretched = torch.where(wavelengths > original / low, inv_freq / rope.factor, blended)
+    return torch.where(wavelengths < original / high, inv_freq, stretched)
 
 
-def _yarn_inv_freq(rope: RopeConfig, head_dim: int) -> torch.Tensor:
-    """Dimensions turning more than beta_fast times in the original context stay, below beta_slow they slow down."""
+def _yarn_inv_freq(rope: RopeConfig, head_dim: int, wavelengths: torch.Tensor) -> torch.Tensor:
+    """What turns more than beta_fast times in the original context stays, what turns less than beta_slow is stretched."""
     original = rope.original_max_position_embeddings
     assert original is not None
 
     def dimension(turns: float) -> float:
-        return head_dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return (head_dim * math.log(original / (turns * 2 * math.pi))) / (2 * math.log(rope.theta))
 
     low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
     if rope.truncate:
@@ -133,12 +141,12 @@ def _yarn_inv_freq(rope: RopeConfig, head_dim: int) -> torch.Tensor:
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
         high += 0.001
-    slow = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
-    inv_freq = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    return inv_freq * (1 - slow) + inv_freq / rope.factor * slow
+    keep = 1 - ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return 1.0 / (rope.factor * wavelengths) * (1 - keep) + 1.0 / wavelengths * keep
 
 
 def _yarn_attention_factor(rope: RopeConfig) -> float:
+    """The factor on cosines and sines that sharpens attention over the longer context."""
     if rope.attention_factor is not None:
         return rope.attention_factor
 

@@ -124,7 +124,7 @@ async def _events(output: OutputStream, choices: list[Choice], envelope: Envelop
                 check(delta)
                 if continuous:
                     tail = b',"usage":%b}\n\n' % _encode(usage.body())
-                chunks.append(b"%b[%b]%b" % (head, _encode(choices[delta.index].part(delta)), tail))
+                chunks.append(b"%b%b]%b" % (head, _encode(choices[delta.index].part(delta)), tail))
             yield b"".join(chunks)
         if include_usage:
             yield event(envelope.body([], usage=usage.body()))

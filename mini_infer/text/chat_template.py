@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import TemplateError, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
@@ -235,7 +235,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             if loop.recursive:
                 loop.body.insert(0, nodes.ExprStmt(meter.call_method("step")).set_lineno(loop.lineno))
             else:
-                loop.iter = meter.call_method("steps", [loop.iter]).set_lineno(loop.lineno)
+                items = cast(nodes.Expr, loop.iter)
+                loop.iter = meter.call_method("steps", [items]).set_lineno(loop.lineno)
         return tree
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:

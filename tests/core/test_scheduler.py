@@ -228,7 +228,7 @@ class TestPrefixCache:
 
 class TestPreemption:
     def test_last_come_gives_way_and_comes_back(self) -> None:
-        engine = Engine(config(num_blocks=8, max_model_len=32), depth=2)
+        engine = Engine(config(num_blocks=9), depth=2)
         engine.add(item(0, 16, max_tokens=16))
         engine.add(item(1, 12, max_tokens=16))
         engine.run()

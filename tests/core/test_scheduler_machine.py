@@ -79,6 +79,18 @@ class SchedulerMachine(RuleBasedStateMachine):
     def update(self) -> None:
         self.engine.update()
 
+    @precondition(lambda self: self.scheduler.has_work())
+    @rule(steps=st.integers(1, 12))
+    def run_for_a_while(self, steps: int) -> None:
+        """As the engine's loop does it, far enough that requests fill the pool."""
+        for _ in range(steps):
+            while len(self.engine.in_flight) < self.engine.depth and (plan := self.engine.submit()) is not None:
+                self.check_writes(plan)
+            if not self.engine.in_flight:
+                assert not self.scheduler.has_work()
+                return
+            self.engine.update()
+
     @precondition(lambda self: self.engine.in_flight)
     @rule(row=st.integers(0, 4))
     def update_with_failed_row(self, row: int) -> None:
@@ -202,6 +214,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None,
+    max_examples=250, stateful_step_count=50, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -18,9 +18,9 @@ from mini_infer.models.registry import ModelAdapter, adapter_for, load_plugins, 
 from mini_infer.nn.linear import Linear
 from tests.models.harness import VOCAB_SIZE, assert_parity, load, rewrite_config, save_checkpoint
 
-SHAPE = dict(vocab_size=VOCAB_SIZE, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=128, original_max_position_embeddings=128,
-             bos_token_id=1, eos_token_id=2, pad_token_id=0)
+SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
+         "original_max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 
 
 @pytest.fixture(autouse=True)

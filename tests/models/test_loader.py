@@ -19,8 +19,9 @@ from mini_infer.models.upload import Uploader
 from mini_infer.nn.linear import weight_slots
 from tests.models.harness import VOCAB_SIZE, Harness, load, rewrite_config, save_checkpoint
 
-SHAPE = dict(vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2)
+SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1,
+         "eos_token_id": 2}
 Q0 = "model.layers.0.self_attn.q_proj.weight"
 
 
@@ -169,8 +170,9 @@ def test_index_naming_a_weight_twice(sharded):
     refused(sharded, INDEX_FILE, Q0, "twice")
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: data[:100], lambda data: b"", lambda data: data + b"x",
-                                    lambda data: b"\xff" * 8 + data[8:], lambda data: b"not a safetensors file at all"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-10], lambda data: data[:100], lambda data: b"",
+                                    lambda data: data + b"x", lambda data: b"\xff" * 8 + data[8:],
+                                    lambda data: b"not a safetensors file at all"])
 def test_damaged_file_is_named(damage, single):
     path = single / SINGLE_FILE
     path.write_bytes(damage(path.read_bytes()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -41,12 +42,13 @@ def test_unknown_architecture(architectures):
 
 
 def test_unknown_architecture_lists_the_supported():
-    with pytest.raises(ConfigError, match=r"'MambaForCausalLM'.*LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"):
+    with pytest.raises(ConfigError, match=r"'MambaForCausalLM'.*LlamaForCausalLM, MistralForCausalLM, Qwen2"):
         adapter_for({"architectures": ["MambaForCausalLM"]})
 
 
 def test_defaults_are_those_of_transformers():
-    raw = {name: value for name, value in BASE.items() if name not in ("max_position_embeddings", "num_key_value_heads")}
+    left_out = ("max_position_embeddings", "num_key_value_heads")
+    raw = {name: value for name, value in BASE.items() if name not in left_out}
     for name, length, kv_heads, head_dim in (("Llama", 2048, 4, 16), ("Mistral", 131072, 8, 8), ("Qwen2", 32768, 32, 2),
                                              ("Qwen3", 32768, 32, 128)):
         fields = {**raw, "architectures": [f"{name}ForCausalLM"]}
@@ -95,7 +97,7 @@ def test_sliding_windows(architecture, fields, windows):
 
 @pytest.mark.parametrize(("architecture", "fields", "parts"), [
     ("Llama", {"hidden_act": "gelu"}, ["hidden_act='gelu'", "silu"]),
-    ("Llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, ["quantization_config (gptq)", "not supported yet"]),
+    ("Llama", {"quantization_config": {"quant_method": "gptq"}}, ["quantization_config (gptq)", "not supported yet"]),
     ("Llama", {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, ["rope_type 'longrope'", "yarn"]),
     ("Llama", {"rope_scaling": {"type": "default", "mrope_section": [4, 4]}}, ["mrope_section"]),
     ("Llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4, "rope_type": "default"}}}, ["full_attention"]),
@@ -147,7 +149,8 @@ def test_rope_lengths():
 
 
 @pytest.mark.parametrize(("ours", "generation", "expected"), [
-    (None, None, ()), (7, None, (7,)), ([7, 8], None, (7, 8)), (None, [9], (9,)), (7, [9, 7, 8], (7, 9, 8)), ([], 5, (5,)),
+    (None, None, ()), (7, None, (7,)), ([7, 8], None, (7, 8)), (None, [9], (9,)), (7, [9, 7, 8], (7, 9, 8)),
+    ([], 5, (5,)),
 ])
 def test_eos_tokens_are_merged(ours, generation, expected, tmp_path):
     raw = {**BASE, "architectures": ["Qwen3ForCausalLM"], "eos_token_id": ours}
@@ -167,8 +170,8 @@ def test_config_that_cannot_be_read(text, tmp_path):
 
 @settings(deadline=None, max_examples=300)
 @given(name=st.sampled_from(["Llama", "Mistral", "Qwen2", "Qwen3"]), field=st.sampled_from([
-    *BASE, "head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window",
-    "use_sliding_window", "layer_types", "max_window_layers", "eos_token_id", "bos_token_id", "tie_word_embeddings",
+    *BASE, "head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "layer_types",
+    "sliding_window", "use_sliding_window", "max_window_layers", "eos_token_id", "bos_token_id", "tie_word_embeddings",
     "attention_bias", "torch_dtype", "dtype", "quantization_config", "original_max_position_embeddings", "num_experts"]),
     value=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
@@ -177,10 +180,8 @@ def test_config_that_cannot_be_read(text, tmp_path):
                        max_leaves=5))
 def test_any_value_is_read_or_refused(name, field, value):
     """Nothing but ConfigError ever comes out of a config.json."""
-    try:
+    with contextlib.suppress(ConfigError):
         parse(name, **{field: value})
-    except ConfigError:
-        pass
 
 
 def test_reading_a_config_needs_no_torch():

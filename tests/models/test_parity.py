@@ -11,9 +11,9 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Conf
 
 from tests.models.harness import VOCAB_SIZE, Harness, assert_parity, load, save_checkpoint
 
-SHAPE = dict(vocab_size=VOCAB_SIZE, hidden_size=48, intermediate_size=80, num_hidden_layers=3, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=False,
-             bos_token_id=1, eos_token_id=2)
+SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256,
+         "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2}
 QWEN2_SHAPE = {name: value for name, value in SHAPE.items() if name != "head_dim"}  # it has no such field
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 32}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,12 +23,10 @@ from mini_infer.ops.inputs import ForwardBatch
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
-@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where a Triton kernel is tested."""
+def _triton_device(name: str) -> torch.device:
     if not HAS_TRITON:
         pytest.skip("triton is not installed")
-    if request.param == "cuda":
+    if name == "cuda":
         return torch.device("cuda")
     if HAS_GPU:
         pytest.skip("the GPU runs the same test compiled")
@@ -38,6 +37,28 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     assert isinstance(_rms_norm_kernel, InterpretedFunction), \
         "an op was imported before tests/ops/conftest.py: set TRITON_INTERPRET=1 in the environment"
     return torch.device("cpu")
+
+
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["interpreter", CUDA])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where a Triton kernel is tested."""
+    return _triton_device(request.param)
+
+
+class Implementation(NamedTuple):
+    name: str  # "torch" or "triton"
+    device: torch.device
+
+
+@pytest.fixture(params=["torch", "interpreter", CUDA])
+def implementation(request: pytest.FixtureRequest) -> Implementation:
+    """Both implementations of an op, in turn."""
+    if request.param == "torch":
+        return Implementation("torch", torch.device("cpu"))
+    return Implementation("triton", _triton_device(request.param))
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])

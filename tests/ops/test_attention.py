@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,6 +127,19 @@ def test_gpu_large(paged_case, assert_close, dtype, heads, window):
     for sequences in ([(1, 4000), (1, 1), (700, 300), (130, 0), (4, 999)], [(1, 3000), (1, 17), (1, 2048), (1, 0)]):
         case = paged_case(sequences, heads=heads, head_dim=128, block_size=64, dtype=dtype, device="cuda")
         assert_close(*run(case, attention._paged_attention_triton, window))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [1, 3])
+def test_gpu_offsets_beyond_31_bits(paged_case, assert_close, n):
+    case = paged_case([(n, 60)], heads=(32, 8), head_dim=128, block_size=64, dtype=torch.bfloat16, device="cuda")
+    far = 2**31 // case.k_cache[0].numel()
+    caches = [torch.empty(far + len(cache), *cache.shape[1:], dtype=cache.dtype, device="cuda")
+              for cache in (case.k_cache, case.v_cache)]
+    for cache, small in zip(caches, (case.k_cache, case.v_cache)):
+        cache[far:] = small
+    batch = replace(case.batch, block_table=case.batch.block_table + far)
+    assert_close(attention.paged_attention(case.q, *caches, batch, case.scale, None), case.expected(None))
 
 
 @pytest.mark.gpu

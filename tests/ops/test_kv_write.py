@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 
@@ -27,19 +25,10 @@ def stored(cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torc
     return tokens[slots.long()], (tokens[untouched] == MARK).all()
 
 
-def implementation(request: pytest.FixtureRequest, name: str, op: str) -> tuple[Callable, torch.device]:
-    device = request.getfixturevalue("device") if name == "triton" else torch.device("cpu")
-    return getattr(kv_write, f"_{op}_{name}"), device
-
-
-IMPLEMENTATIONS = pytest.mark.parametrize("name", ["torch", "triton"])
-
-
-@IMPLEMENTATIONS
 @pytest.mark.parametrize("block_size", [8, 16, 256])
 @pytest.mark.parametrize("shape", [(1, 2, 64), (13, 3, 80), (6, 1, 128), (0, 2, 64)], ids=str)
-def test_write_kv(request, dtype, name, block_size, shape):
-    op, device = implementation(request, name, "write_kv")
+def test_write_kv(implementation, dtype, block_size, shape):
+    op, device = getattr(kv_write, f"_write_kv_{implementation.name}"), implementation.device
     num_tokens, num_kv_heads, head_dim = shape
     k_cache, v_cache = caches(4, num_kv_heads, block_size, head_dim, dtype, device)
     qkv = torch.randn(num_tokens, 3 * num_kv_heads, head_dim).to(dtype).to(device)
@@ -51,24 +40,22 @@ def test_write_kv(request, dtype, name, block_size, shape):
         assert torch.equal(written, values) and rest_untouched
 
 
-def test_write_kv_beyond_two_to_the_31_elements():
-    """Offsets need 64 bits. Only the shape is large: the cache is a view of zero strides but for one block."""
-    from mini_infer.ops.dispatch import HAS_TRITON
+@pytest.mark.gpu
+def test_offsets_beyond_31_bits():
+    """A block more than 2**31 elements into the cache, written and then attended to."""
+    num_blocks, num_kv_heads, block_size, head_dim = 2**31 // (8 * 64 * 128) + 2, 8, 64, 128
+    cache = torch.empty(num_blocks, num_kv_heads, block_size, head_dim, dtype=torch.bfloat16, device="cuda")
+    k = torch.randn(1, num_kv_heads, head_dim, dtype=torch.bfloat16, device="cuda")
+    slot = torch.tensor([num_blocks * block_size - 1], dtype=torch.int32, device="cuda")
+    kv_write.write_kv(k, k, slot, cache, cache)
+    assert torch.equal(cache[-1, :, -1], k[0])
 
-    if not HAS_TRITON:
-        pytest.skip("triton is not installed")
-    assert kv_write.cache_offset is not None
-    slot = (2**31 - 1) // 64 * 64 - 1
-    block, offset = divmod(slot, 64)
-    assert ((block * 8 + 7) * 64 + offset) * 128 > 2**31
 
-
-@IMPLEMENTATIONS
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "qk_norm"])
 @pytest.mark.parametrize("heads", [(8, 2), (7, 1), (3, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 80, 256])
-def test_qkv_to_cache(request, assert_close, dtype, name, norm, heads, head_dim):
-    op, device = implementation(request, name, "qkv_to_cache")
+def test_qkv_to_cache(implementation, assert_close, dtype, norm, heads, head_dim):
+    op, device = getattr(kv_write, f"_qkv_to_cache_{implementation.name}"), implementation.device
     num_heads, num_kv_heads = heads
     num_tokens, block_size = 5, 16
     k_cache, v_cache = caches(4, num_kv_heads, block_size, head_dim, dtype, device)
@@ -101,9 +88,8 @@ def test_qkv_to_cache(request, assert_close, dtype, name, norm, heads, head_dim)
     assert rest_untouched
 
 
-@IMPLEMENTATIONS
-def test_padding_shares_the_null_slot(request, name):
-    op, device = implementation(request, name, "write_kv")
+def test_padding_shares_the_null_slot(implementation):
+    op, device = getattr(kv_write, f"_write_kv_{implementation.name}"), implementation.device
     k_cache, v_cache = caches(2, 2, 8, 64, torch.float32, device)
     k, v = torch.randn(4, 2, 64, device=device), torch.randn(4, 2, 64, device=device)
     slots = torch.tensor([3, 16, 16, 16], dtype=torch.int32, device=device)

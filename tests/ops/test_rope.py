@@ -27,14 +27,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 MAX_POSITION = 256
 
 
-def transformers_cos_sin(scaling: dict[str, Any], head_dim: int, length: int) -> torch.Tensor:
+def transformers_cos_sin(scaling: dict[str, Any], head_dim: int, length: int, first: int = 0) -> torch.Tensor:
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     config = transformers.LlamaConfig(
         hidden_size=2 * head_dim, num_attention_heads=2, head_dim=head_dim, max_position_embeddings=MAX_POSITION,
         rope_parameters={"rope_type": "default", "rope_theta": 5e4, **scaling})
-    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(length)[None])
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), torch.arange(first, length)[None])
     return torch.cat((cos[0, :, : head_dim // 2], sin[0, :, : head_dim // 2]), dim=-1)
 
 
@@ -47,6 +47,15 @@ def test_table_is_transformers(variant, head_dim):
     table = rope.cos_sin_table(config, head_dim, MAX_POSITION, "cpu")
     assert table.shape == (MAX_POSITION, head_dim) and table.dtype == torch.float32
     torch.testing.assert_close(table, transformers_cos_sin(scaling, head_dim, MAX_POSITION), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "dynamic"])
+def test_table_is_transformers_at_long_positions(variant):
+    """Where a frequency's last bit shows: 2e-3 radians at position 30,000."""
+    config = rope_config({"rope_parameters": {"rope_theta": 5e4, **VARIANTS[variant]}}, MAX_POSITION)
+    table = rope.cos_sin_table(config, 128, 30_050, "cpu")
+    expected = transformers_cos_sin(VARIANTS[variant], 128, 30_050, first=30_000)
+    torch.testing.assert_close(table[30_000:], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("max_len", [MAX_POSITION - 56, MAX_POSITION + 100])

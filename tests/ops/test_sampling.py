@@ -24,11 +24,11 @@ from mini_infer.ops.sampling_params import row_params
 GREEDY, RANDOM, FILTERED = SamplingNeeds(), SamplingNeeds(random=True), SamplingNeeds(random=True, filtered=True)
 IMPLEMENTATIONS = [sampling._sample_torch, *([sampling._sample_triton] if HAS_TRITON else [])]
 Implementation = Callable[..., torch.Tensor]
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")  # numpy, under the interpreter
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # the interpreter's numpy, on NaN and inf
 
 
 def short(row: Row) -> str:
-    changed = {name: value for name, value in row.__dict__.items() if value != getattr(Row(), name)}
+    changed = {name: value for name, value in row.__dict__.items() if value != Row().__dict__[name]}
     return "-".join(f"{name}{value}" for name, value in changed.items()) or "plain"
 
 
@@ -123,12 +123,12 @@ def test_greedy_and_unusable_rows(implementation: Implementation, dtype: torch.d
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_ties_with_the_last_kept_are_kept(implementation: Implementation) -> None:
-    logits = torch.full((64, 1100), -5.0, device=DEVICE)
+    logits = torch.full((20, 1100), -5.0, device=DEVICE)
     logits[:, [3, 500, 1050]] = 2.0
-    logits[:, 9] = 3.0
-    positions = torch.arange(64, dtype=torch.int32, device=DEVICE)
-    for row in (Row(top_k=2, key=5), Row(top_p=0.6, key=6), Row(min_p=0.36, key=7)):
-        tokens = implementation(logits, int32([0] * 64), positions, params_table([row]), FILTERED)
+    logits[:, 9] = 2.5
+    positions = torch.arange(20, dtype=torch.int32, device=DEVICE)
+    for row in (Row(top_k=2, key=5), Row(top_p=0.6, key=6), Row(min_p=0.5, key=7)):
+        tokens = implementation(logits, int32([0] * 20), positions, params_table([row]), FILTERED)
         assert set(tokens.tolist()) == {3, 9, 500, 1050}
 
 
@@ -150,10 +150,10 @@ def test_alone_or_in_a_crowd(implementation: Implementation) -> None:
         crowd[i] for i in shuffled]
 
 
-probability = st.floats(0.001, 1.0, width=32)
+probability = st.floats(2**-10, 1.0, width=32)
 row_strategy = st.builds(
     Row,
-    temperature=st.one_of(st.just(0.0), st.just(1.0), st.floats(0.1, 5.0, width=32)),
+    temperature=st.one_of(st.just(0.0), st.just(1.0), st.floats(0.125, 5.0, width=32)),
     top_k=st.one_of(st.just(0), st.integers(1, 40), st.integers(200, 600)),
     top_p=st.one_of(st.just(1.0), probability),
     min_p=st.one_of(st.just(0.0), probability),
@@ -166,7 +166,7 @@ row_strategy = st.builds(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]), seed=st.integers(0, 1000),
     position=st.integers(0, 100_000), banned=st.sampled_from([0.0, 0.5, 0.99]), step=st.sampled_from([0.0, 0.5]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=30)
 def test_every_draw_is_the_oracles(
     rows: list[Row], vocab_size: int, dtype: torch.dtype, seed: int, position: int, banned: float, step: float
 ) -> None:

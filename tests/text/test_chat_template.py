@@ -49,7 +49,8 @@ CHATML = """
         {%- if message.content %}{% generation %}{{- message.content }}{% endgeneration %}{%- endif %}
         {%- for tool_call in message.tool_calls or [] %}
             {%- set call = tool_call.function if tool_call.function else tool_call %}
-            {{- '\\n<tool_call>\\n{"name": "' ~ call.name ~ '", "arguments": ' ~ call.arguments | tojson ~ '}\\n</tool_call>' }}
+            {{- '\\n<tool_call>\\n{"name": "' ~ call.name ~ '", "arguments": ' }}
+            {{- call.arguments | tojson ~ '}\\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\\n' }}
     {%- elif message.role == 'tool' %}
@@ -88,7 +89,8 @@ LLAMA3 = """{{- bos_token }}
 {{- system_message + "<|eot_id|>" }}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
     {%- elif 'tool_calls' in message %}
         {%- if not message.tool_calls|length == 1 %}
             {{- raise_exception("This model only supports single tool-calls at once!") }}
@@ -259,7 +261,8 @@ def test_bad_messages(messages: Any) -> None:
 
 def test_bad_options() -> None:
     template = ChatTemplate("{{ messages[0].content }}")
-    for options, param in [({"tools": [len]}, "tools"), ({"tools": {"a": 1}}, "tools"), ({"documents": ["x"]}, "documents"),
+    for options, param in [({"tools": [len]}, "tools"), ({"tools": {"a": 1}}, "tools"),
+                           ({"documents": ["x"]}, "documents"),
                            ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
                            ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
                            ({"continue_final_message": True}, "continue_final_message")]:
@@ -311,8 +314,8 @@ def test_a_failing_template_is_the_request_s_error(source: str, message: str) ->
 def test_no_way_out_of_the_sandbox(source: str) -> None:
     with pytest.raises(RequestError):
         text = ChatTemplate(source).render(CHATS["hello"])
-        assert text.strip() == "", text  # an unsafe attribute may print as undefined, that is as nothing
-        raise RequestError(text)
+        if text.strip() == "":  # some unsafe attributes are undefined, which prints as nothing
+            raise RequestError("undefined")
 
 
 @pytest.mark.parametrize("source", [

@@ -66,7 +66,8 @@ def test_bos_where_only_the_config_says_so(tmp_path: Path) -> None:
 
 def test_special_tokens_map_of_older_directories(tmp_path: Path) -> None:
     model_dir(tmp_path, "llama_style")
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "</s>"}}))
+    special = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
     tok = Tokenizer.load(tmp_path)
     assert (tok.bos_token_id, tok.eos_token_id) == (tok.piece_to_id("<s>"), tok.piece_to_id("</s>"))
 

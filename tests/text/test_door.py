@@ -1,0 +1,131 @@
+"""What passes the door can be run; what cannot is refused with the field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trained import tokenizer
+
+from mini_infer.protocol import MAX_SEED, RequestError, SamplingParams, check_token_ids
+from mini_infer.text.door import Door, expand
+
+TOK = tokenizer("byte_level")
+DOOR = Door(TOK, TOK.vocab_size, max_model_len=20)
+BARE = Door(None, 100, max_model_len=20)
+
+
+@pytest.mark.parametrize("prompt", ["the fox", {"prompt": "the fox"}, TOK.encode("the fox"), tuple(TOK.encode("the fox")),
+                                    {"prompt_token_ids": TOK.encode("the fox")}])
+def test_forms_of_a_prompt(prompt: Any) -> None:
+    prepared = DOOR.prepare(prompt, SamplingParams(max_tokens=5))
+    assert prepared.prompt_token_ids == TOK.encode("the fox")
+    assert prepared.prompt == ("the fox" if prompt in ("the fox", {"prompt": "the fox"}) else None)
+    assert prepared.params == SamplingParams(max_tokens=5)
+
+
+def test_special_tokens_are_added_to_texts_unless_told_otherwise() -> None:
+    llama = tokenizer("llama_style")
+    door = Door(llama, llama.vocab_size, 20)
+    assert door.prepare("the", SamplingParams()).prompt_token_ids[0] == llama.bos_token_id
+    assert llama.bos_token_id not in door.prepare("the", SamplingParams(), add_special_tokens=False).prompt_token_ids
+
+
+@pytest.mark.parametrize("prompt", [
+    "", [], {"prompt": ""}, {"prompt_token_ids": []}, {}, {"prompt": "a", "prompt_token_ids": [1]}, {"text": "a"}, None, 5,
+    b"the", [1, "a"], [1, None], [True], [1.0], [[1]], [-1], [TOK.vocab_size], [1, 2**70], "a lone \ud800 surrogate",
+    {"prompt": None}, {"prompt_token_ids": 5}, object(),
+])
+def test_bad_prompts(prompt: Any) -> None:
+    with pytest.raises(RequestError) as error:
+        DOOR.prepare(prompt, SamplingParams())
+    assert error.value.param == "prompt"
+
+
+def test_prompt_token_ids_as_text() -> None:
+    with pytest.raises(RequestError) as error:
+        DOOR.prepare({"prompt_token_ids": "abc"}, SamplingParams())
+    assert error.value.param == "prompt_token_ids"
+
+
+def test_context_length() -> None:
+    for n, room in [(19, 1), (4, 16)]:
+        assert DOOR.prepare([1] * n, SamplingParams(max_tokens=None)).params.max_tokens == room
+        assert DOOR.prepare([1] * n, SamplingParams(max_tokens=100)).params.max_tokens == room
+        assert DOOR.prepare([1] * n, SamplingParams(max_tokens=room), clip_max_tokens=False).params.max_tokens == room
+        assert DOOR.prepare([1] * n, SamplingParams(max_tokens=None), clip_max_tokens=False).params.max_tokens == room
+        with pytest.raises(RequestError, match="This model's maximum context length is 20 tokens") as error:
+            DOOR.prepare([1] * n, SamplingParams(max_tokens=room + 1), clip_max_tokens=False)
+        assert (error.value.param, error.value.code) == ("max_tokens", "context_length_exceeded")
+    for n in (20, 500):
+        with pytest.raises(RequestError, match="This model's maximum context length is 20 tokens") as error:
+            DOOR.prepare([1] * n, SamplingParams())
+        assert (error.value.param, error.value.code) == ("prompt", "context_length_exceeded")
+    with pytest.raises(RequestError) as error:
+        DOOR.prepare([1] * 10, SamplingParams(min_tokens=11, max_tokens=50))
+    assert error.value.param == "min_tokens"
+
+
+@pytest.mark.parametrize("field, params", [
+    ("logit_bias", SamplingParams(logit_bias={TOK.vocab_size: 1.0})),
+    ("allowed_token_ids", SamplingParams(allowed_token_ids=[0, TOK.vocab_size])),
+    ("stop_token_ids", SamplingParams(stop_token_ids=[2**40])),
+    ("bad_words", SamplingParams(bad_words_token_ids=[[1], [2, TOK.vocab_size]])),
+])
+def test_token_ids_in_parameters(field: str, params: SamplingParams) -> None:
+    for check in (lambda: DOOR.prepare([1], params), lambda: check_token_ids(params, TOK.vocab_size)):
+        with pytest.raises(RequestError, match="outside the vocabulary") as error:
+            check()
+        assert error.value.param == field
+    check_token_ids(params, 2**41)
+
+
+def test_bad_words_become_token_sequences() -> None:
+    params = DOOR.prepare("the", SamplingParams(bad_words=["fox", " dog"], bad_words_token_ids=[[7, 8]])).params
+    fox, spaced_fox = (TOK.encode(text, add_special_tokens=False) for text in ("fox", " fox"))
+    assert params.bad_words is None
+    assert params.bad_words_token_ids is not None
+    assert params.bad_words_token_ids[0] == [7, 8]
+    assert fox in params.bad_words_token_ids
+    # " fox" ends in "fox" here or is a token of its own; either way it can no longer appear.
+    assert any(spaced_fox[-len(banned):] == banned for banned in params.bad_words_token_ids)
+    assert DOOR.prepare("the", params).params == params
+
+
+def test_without_a_tokenizer() -> None:
+    assert BARE.prepare([5], SamplingParams()).prompt_token_ids == [5]
+    for prompt, params, field in [("text", SamplingParams(), "prompt"), ([5], SamplingParams(stop="x"), "stop"),
+                                  ([5], SamplingParams(bad_words=["x"]), "bad_words")]:
+        with pytest.raises(RequestError, match="without a tokenizer") as error:
+            BARE.prepare(prompt, params)
+        assert error.value.param == field
+
+
+def test_a_batch_keeps_its_order() -> None:
+    prompts: list[Any] = ["the fox", [1, 2], "dog", {"prompt": "x"}]
+    params = [SamplingParams(max_tokens=n) for n in (1, 2, 3, 4)]
+    prepared = DOOR.prepare_batch(prompts, params)
+    assert prepared == [DOOR.prepare(prompt, one) for prompt, one in zip(prompts, params)]
+    assert [one.params.max_tokens for one in prepared] == [1, 2, 3, 4]
+
+
+def test_the_caller_s_list_is_not_shared() -> None:
+    ids = [1, 2, 3]
+    prepared = DOOR.prepare(ids, SamplingParams())
+    ids.append(4)
+    assert prepared.prompt_token_ids == [1, 2, 3]
+
+
+@settings(deadline=None, max_examples=100)
+@given(n=st.integers(1, 20), seed=st.none() | st.integers(-MAX_SEED - 1, MAX_SEED))
+def test_expand(n: int, seed: int | None) -> None:
+    children = expand(SamplingParams(n=n, seed=seed, prompt_logprobs=1, top_k=3))
+    assert len(children) == n
+    assert all(child.n == 1 and child.top_k == 3 for child in children)
+    assert [child.prompt_logprobs for child in children] == [1] + [None] * (n - 1)
+    if seed is None:
+        assert all(child.seed is None for child in children)
+    else:
+        assert [(child.seed - seed) % 2**64 for child in children if child.seed is not None] == list(range(n))
