@@ -73,6 +73,7 @@ ENGINE_FLAGS = (
     Flag("pipeline_depth", int, "steps under way at a time: 1, or 2 to hide the host's work behind the GPU"),
     Flag("load_format", str, "auto, safetensors, or dummy for random weights"),
     Flag("enforce_eager", True, "no CUDA graphs"),
+    Flag("threads", int, "CPU threads of a model that runs on the CPU; one for a small model by default"),
     Flag("tensor_parallel_size", int, "GPUs to share one model (1 for now)"),
     Flag("seed", int, "of everything random that a request gives no seed for"),
     Flag("plugin", list, "module to import first, which registers models or policies; may be repeated"),

@@ -245,6 +245,7 @@ class EngineConfig:
     load_format: str = "auto"  # "auto"/"safetensors", or "dummy" for random weights from config.json alone
     skip_tokenizer_init: bool = False
     enforce_eager: bool = False
+    threads: int | None = None  # of a CPU
     tensor_parallel_size: int = 1
     seed: int = 0
     plugins: tuple[str, ...] = ()  # modules imported first in every process; they register model adapters or policies
@@ -253,7 +254,7 @@ class EngineConfig:
         object.__setattr__(self, "model", os.fspath(self.model))
         object.__setattr__(self, "plugins", tuple(self.plugins))
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_kv_blocks",
-                     "kv_cache_memory", "pipeline_depth"):
+                     "kv_cache_memory", "pipeline_depth", "threads"):
             value = self.__dict__[name]
             _check(value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1),
                    f"{name} must be a positive integer or None, got {value!r}")

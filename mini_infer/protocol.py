@@ -117,6 +117,9 @@ class SamplingParams:
             for token, bias in self.logit_bias.items():
                 _require(_is_int(token) and token >= 0, "logit_bias", "keyed by token id", token)
                 _require(_is_number(bias) and -100 <= bias <= 100, "logit_bias", "a number in [-100, 100]", bias)
+        for word in self.bad_words_token_ids or ():
+            _require(isinstance(word, list) and len(word) > 0 and all(map(_is_int, word)), "bad_words_token_ids",
+                     "non-empty lists of token ids", word)
         _require(not (self.stop and not self.detokenize), "stop", "unset when detokenize is false", self.stop)
 
     @property

@@ -80,14 +80,25 @@ class AsyncLLM:
     async def start(self) -> EngineInfo:
         """Wait until the engine is ready. Raises ConfigError for a configuration that cannot work, else EngineDeadError
         when it did not come up."""
+        connecting = asyncio.create_task(self._client.connect(self._on_message, self._on_lost))
+        tasks: list[asyncio.Task[Any]] = [connecting]
+        local = not self.config.skip_tokenizer_init and Path(self.config.tokenizer_path).is_dir()
+        if local:  # the tokenizer loads beside the engine
+            tasks.append(asyncio.create_task(asyncio.to_thread(_load_text, self.config, self.config.model)))
         try:
-            connecting = asyncio.create_task(self._client.connect(self._on_message, self._on_lost))
-            if not self.config.skip_tokenizer_init and Path(self.config.tokenizer_path).is_dir():
-                self._text = await asyncio.to_thread(_load_text, self.config, self.config.model)
-            self._info = await connecting
-            if not self.config.skip_tokenizer_init and self._text[0] is None:  # only now is it known where the model is
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done():
+                    task.result()
+            self._info = connecting.result()
+            if local:
+                self._text = tasks[1].result()
+            elif not self.config.skip_tokenizer_init:  # only the engine knows where it put the model
                 self._text = await asyncio.to_thread(_load_text, self.config, self._info.model_path)
         except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._client.close()
             raise
         self._door = Door(self.tokenizer, self._info.vocab_size, self._info.max_model_len)

@@ -35,6 +35,7 @@ class DeviceDefaults:
 
 
 CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1)
+SMALL_MODEL = 30_000_000  # parameters; below, waiting for a second thread costs more than it brings at batch 1
 GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2)
 
 
@@ -84,6 +85,10 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         model = load_model(model_dir, model_config, adapter, dtype=dtype, device=device, load_format=config.load_format,
                            progress=progress, max_model_len=max_model_len, seed=config.seed)
         _synchronize(device)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    elif device.type == "cpu" and model.num_parameters < SMALL_MODEL:
+        torch.set_num_threads(1)
 
     def make_runner(num_blocks: int) -> tuple[Runner, KVPool, SlotState]:
         pool = KVPool(model_config, num_blocks, block_size, dtype, device)

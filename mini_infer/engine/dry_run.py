@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+from pathlib import Path
 
-from mini_infer.config import (
-    ConfigError,
-    EngineConfig,
-    HFFields,
-    ModelConfig,
-    SchedulerConfig,
-    hf_dtype,
-    read_hf_config,
-    rope_config,
-    token_id_list,
-)
+from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.sim import Clock, CostModel, SimConfig, SimExecutor, WallClock, gpu_spec
+from mini_infer.models.registry import load_config, load_plugins
 from mini_infer.protocol import EngineInfo
-from mini_infer.text.tokenizer import Tokenizer, eos_token_ids
+from mini_infer.text.tokenizer import Tokenizer
 
 MAX_NUM_SEQS = 256
 MAX_NUM_BATCHED_TOKENS = 8192
@@ -36,9 +27,12 @@ def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = 
     Raises ConfigError when the model's config.json is missing or wrong, or the model does not fit on that GPU.
     """
     start = time.perf_counter()
-    model = shape_of(read_hf_config(config.model))
+    load_plugins(config.plugins)
+    if not Path(config.model).is_dir():
+        raise ConfigError(f"model: {config.model} is not a directory; a dry run downloads nothing")
+    _, model = load_config(config.model)
     tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(config.tokenizer_path)
-    eos = eos_token_ids(config.model, model.eos_token_ids, tokenizer)
+    eos = model.eos_token_ids
     dtype = model.dtype if config.dtype == "auto" else config.dtype
     cost = CostModel(gpu_spec(sim.gpu), model, dtype)
     max_model_len = config.max_model_len or model.max_position_embeddings
@@ -58,7 +52,7 @@ def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = 
     )
     clock = clock or WallClock()
     executor = SimExecutor(
-        vocabulary=word_ids(tokenizer, model, eos),
+        vocabulary=word_ids(tokenizer, model),
         cost=cost,
         clock=clock,
         seed=config.seed,
@@ -87,44 +81,14 @@ def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = 
     return loop, info
 
 
-def shape_of(raw: dict[str, Any]) -> ModelConfig:
-    """The shape in a config.json of any decoder with grouped attention and a gated MLP, whatever its family.
-
-    Only what costs time or memory is read; a family that the engine could not load can still be simulated.
-    """
-    fields = HFFields(raw)
-    hidden_size, num_heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    num_layers = fields.integer("num_hidden_layers")
-    max_positions = fields.integer("max_position_embeddings")
-    window = fields.integer("sliding_window") if fields.has("sliding_window") else None
-    windowed = window is not None and fields.flag("use_sliding_window", True)
-    return ModelConfig(
-        architecture=(raw.get("architectures") or ["unknown"])[0],
-        vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size"),
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=fields.integer("num_key_value_heads", num_heads),
-        head_dim=fields.integer("head_dim", hidden_size // num_heads),
-        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=rope_config(raw, max_positions),
-        max_position_embeddings=max_positions,
-        tie_word_embeddings=fields.flag("tie_word_embeddings", False),
-        dtype=hf_dtype(raw),
-        sliding_windows=(window,) * num_layers if windowed else (),
-        eos_token_ids=token_id_list(raw.get("eos_token_id"), "eos_token_id"),
-    )
-
-
-def word_ids(tokenizer: Tokenizer | None, model: ModelConfig, eos: tuple[int, ...]) -> list[int]:
+def word_ids(tokenizer: Tokenizer | None, model: ModelConfig) -> list[int]:
     """Ids that read as whole words; every id but end-of-sequence where no tokenizer tells."""
     if tokenizer is not None:
         pieces = ((i, tokenizer.id_to_piece(i) or "") for i in range(min(tokenizer.vocab_size, model.vocab_size)))
         words = [i for i, piece in pieces if WORD.fullmatch(piece)]
         if words:
             return words
-    return [i for i in range(model.vocab_size) if i not in eos]
+    return [i for i in range(model.vocab_size) if i not in model.eos_token_ids]
 
 
 def _num_blocks(config: EngineConfig, model: ModelConfig, cost: CostModel, dtype: str, block_size: int,

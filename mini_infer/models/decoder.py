@@ -66,14 +66,22 @@ class Decoder(nn.Module):
         self.to_empty(device=device)
         self.rope_table = cos_sin_table(self.config.rope, self.config.head_dim, max_model_len, device)
 
+    def pack_weights(self) -> None:
+        """Once loaded, bring the matrices into the form that this device multiplies with fastest."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        if self.lm_head is None:
+            self.embed_tokens.pack_for_logits()
+
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weights, known before they are allocated."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.parameters())
+        """Bytes of the weights, known before they are allocated (a tied embedding is packed later, on a CPU)."""
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def forward(self, batch: ForwardBatch, kv_caches: Sequence[KVCache]) -> torch.Tensor:
         """The step's T tokens -> hidden states [T, H] after the final norm, in the model's dtype.

@@ -56,6 +56,7 @@ def load_model(
         randomize(model, seed)
     else:
         _fill(model, checkpoint, adapter, progress)
+    model.pack_weights()
     return model
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mini_infer.nn.linear import empty_parameter
-from mini_infer.ops.linear import linear
+from mini_infer.ops.linear import linear, pack_weight
 
 
 class Embedding(nn.Module):
@@ -16,6 +16,8 @@ class Embedding(nn.Module):
     def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype):
         super().__init__()
         self.weight = empty_parameter(vocab_size, hidden_size, dtype=dtype)
+        self.packed: torch.Tensor | None
+        self.register_buffer("packed", None)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """input_ids int [T] -> [T, hidden_size], a new tensor."""
@@ -23,4 +25,10 @@ class Embedding(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden [R, hidden_size] -> [R, vocab_size] by the same table (Press and Wolf 2017, arXiv:1608.05859)."""
-        return linear(hidden, self.weight)
+        return linear(hidden, self.weight if self.packed is None else self.packed)
+
+    def pack_for_logits(self) -> None:
+        """Once loaded: where the fastest form to multiply with cannot be looked up in (on a CPU), keep both."""
+        packed = pack_weight(self.weight)
+        if packed is not self.weight:
+            self.packed = packed

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from mini_infer.ops.linear import linear
+from mini_infer.ops.linear import linear, pack_weight
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
@@ -26,6 +26,10 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
 
+    def pack(self) -> None:
+        """Once loaded, bring the weight into the form that this device multiplies with fastest."""
+        self.weight = nn.Parameter(pack_weight(self.weight), requires_grad=False)
+
 
 class MergedLinear(Linear):
     """Projections of one input as one matmul: `parts` maps each one's checkpoint name to its rows, top to bottom.
@@ -41,7 +45,8 @@ class MergedLinear(Linear):
 def weight_slots(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every place a checkpoint tensor goes, by name: the parameters of `model`, merged ones as a view of each part.
 
-    The part "q_proj" of a merged layer "self_attn.qkv_proj" is called "self_attn.q_proj", as if it stood alone.
+    The part "q_proj" of a merged layer "self_attn.qkv_proj" is called "self_attn.q_proj", as if it stood alone. There
+    are views only until the weights are packed.
     """
     return dict(slot for path, module in model.named_modules() for slot in _slots(path, module))
 

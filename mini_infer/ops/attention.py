@@ -264,7 +264,7 @@ def _launch_ragged(
         q.stride(0), q.stride(1), batch.block_table.stride(0), scale_log2,
         GROUP=group, KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_DIM=block_dim, BLOCK_SIZE=block_size,
         ROWS=rows, KEYS=tile.keys, WINDOW=window, num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    )
 
 
 def _launch_split(
@@ -282,7 +282,7 @@ def _launch_split(
     block_dim = triton.next_power_of_2(head_dim)
     tile = SPLIT_TILES[q.element_size(), block_dim]
     split_keys = next(keys for programs, keys in SPLIT_KEYS if batch.num_seqs * num_kv_heads <= programs)
-    # Under a window the splits count from the window's left edge, which may lie inside a page of keys.
+    # Splits count from the first key that a sequence sees, so a window bounds their number.
     longest = min(batch.max_seq_len, window) if window else batch.max_seq_len
     num_splits = max(1, triton.cdiv(longest, split_keys))
     # Sequences that fit one split write `out` directly, so that the scratch is only used by those that do not.
@@ -292,42 +292,25 @@ def _launch_split(
                               dtype=torch.float32, device=q.device)
     _split_kernel[(batch.num_seqs, num_kv_heads, num_splits)](
         out, partial, partial_lse, q, k_cache, v_cache, batch.cu_seqlens_q, batch.seq_lens, batch.slots,
-        batch.block_table, num_splits, q.stride(0), q.stride(1), batch.block_table.stride(0), scale_log2,
+        batch.block_table, num_splits, split_keys, q.stride(0), q.stride(1), batch.block_table.stride(0), scale_log2,
         GROUP=group, KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_DIM=block_dim, BLOCK_SIZE=block_size,
-        ROWS=max(tile.rows, triton.next_power_of_2(group)), KEYS=tile.keys, WINDOW=window, SPLIT_KEYS=split_keys,
+        ROWS=max(tile.rows, triton.next_power_of_2(group)), KEYS=tile.keys, WINDOW=window,
         num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
+    )
     if num_splits > 1:
         _merge_kernel[(batch.num_seqs, num_heads)](
-            out, partial, partial_lse, batch.cu_seqlens_q, batch.seq_lens, num_splits,
-            HEADS=num_heads, DIM=head_dim, BLOCK_DIM=block_dim, WINDOW=window, SPLIT_KEYS=split_keys,
+            out, partial, partial_lse, batch.cu_seqlens_q, batch.seq_lens, num_splits, split_keys,
+            HEADS=num_heads, DIM=head_dim, BLOCK_DIM=block_dim, WINDOW=window,
             SPLITS=MERGE_SPLITS, num_warps=2,
-        )  # fmt: skip
+        )
 
 
 @triton.jit(do_not_specialize=["num_seqs"])
 def _ragged_kernel(
-    out_ptr,
-    q_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    cu_seqlens_q_ptr,
-    seq_lens_ptr,
-    slots_ptr,
-    block_table_ptr,
-    num_seqs,
-    q_token_stride,
-    q_head_stride,
-    table_stride,
-    scale_log2,
-    GROUP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    WINDOW: tl.constexpr,
+    out_ptr, q_ptr, k_cache_ptr, v_cache_ptr, cu_seqlens_q_ptr, seq_lens_ptr, slots_ptr, block_table_ptr, num_seqs,
+    q_token_stride, q_head_stride, table_stride, scale_log2,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
 ):
     """A program: TOKENS query tokens of one sequence x the GROUP query heads of one KV head, over all their keys."""
     TOKENS: tl.constexpr = ROWS // GROUP
@@ -365,38 +348,18 @@ def _ragged_kernel(
     acc, total, _ = _attend(
         q, position, begin, end, block_table_ptr + tl.load(slots_ptr + low).to(tl.int64) * table_stride, k_cache_ptr,
         v_cache_ptr, kv_head, scale_log2, KV_HEADS, DIM, BLOCK_DIM, BLOCK_SIZE, ROWS, KEYS, WINDOW,
-    )  # fmt: skip
+    )
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out = out_ptr + ((query_row * (KV_HEADS * GROUP) + head) * DIM)[:, None] + column[None, :]
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "split_keys"])
 def _split_kernel(
-    out_ptr,
-    partial_ptr,
-    partial_lse_ptr,
-    q_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    cu_seqlens_q_ptr,
-    seq_lens_ptr,
-    slots_ptr,
-    block_table_ptr,
-    num_splits,
-    q_token_stride,
-    q_head_stride,
-    table_stride,
-    scale_log2,
-    GROUP: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr,
+    out_ptr, partial_ptr, partial_lse_ptr, q_ptr, k_cache_ptr, v_cache_ptr, cu_seqlens_q_ptr, seq_lens_ptr, slots_ptr,
+    block_table_ptr, num_splits, split_keys, q_token_stride, q_head_stride, table_stride, scale_log2,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
 ):
     """A program: the one query token of a sequence x the GROUP query heads of one KV head, over one split of the keys."""
     seq = tl.program_id(0)
@@ -404,10 +367,10 @@ def _split_kernel(
     split = tl.program_id(2)
     length = tl.load(seq_lens_ptr + seq)
     first = _first_key(length, WINDOW)
-    begin = first + split * SPLIT_KEYS
+    begin = first + split * split_keys
     if (begin >= length) & (split > 0):  # split 0 of an empty padding sequence still writes its row
         return
-    end = tl.minimum(length, begin + SPLIT_KEYS)
+    end = tl.minimum(length, begin + split_keys)
     row = tl.arange(0, ROWS)
     row_mask = row < GROUP
     head = kv_head * GROUP + row
@@ -419,9 +382,9 @@ def _split_kernel(
         q, tl.zeros([ROWS], tl.int32) + (length - 1), begin, end,
         block_table_ptr + tl.load(slots_ptr + seq).to(tl.int64) * table_stride, k_cache_ptr, v_cache_ptr, kv_head,
         scale_log2, KV_HEADS, DIM, BLOCK_DIM, BLOCK_SIZE, ROWS, KEYS, WINDOW,
-    )  # fmt: skip
+    )
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
-    if length - first <= SPLIT_KEYS:
+    if length - first <= split_keys:
         out = out_ptr + (query_row * (KV_HEADS * GROUP) + head)[:, None] * DIM + column[None, :]
         tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=mask)
     else:
@@ -430,26 +393,17 @@ def _split_kernel(
         tl.store(partial_lse_ptr + part, peak + tl.log2(total), mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_splits", "split_keys"])
 def _merge_kernel(
-    out_ptr,
-    partial_ptr,
-    partial_lse_ptr,
-    cu_seqlens_q_ptr,
-    seq_lens_ptr,
-    num_splits,
-    HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SPLIT_KEYS: tl.constexpr,
+    out_ptr, partial_ptr, partial_lse_ptr, cu_seqlens_q_ptr, seq_lens_ptr, num_splits, split_keys,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, WINDOW: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
     """A program: the splits of one sequence and head, weighted by their log-sum-exps, in a fixed order."""
     seq = tl.program_id(0)
     head = tl.program_id(1)
     length = tl.load(seq_lens_ptr + seq)
-    used = tl.cdiv(length - _first_key(length, WINDOW), SPLIT_KEYS)
+    used = tl.cdiv(length - _first_key(length, WINDOW), split_keys)
     if used <= 1:  # the split kernel has written the result
         return
     column = tl.arange(0, BLOCK_DIM)
@@ -484,22 +438,9 @@ def _first_key(length, WINDOW: tl.constexpr):
 
 @triton.jit
 def _attend(
-    q,
-    position,
-    begin,
-    end,
-    table_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    kv_head,
-    scale_log2,
-    KV_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
-    WINDOW: tl.constexpr,
+    q, position, begin, end, table_ptr, k_cache_ptr, v_cache_ptr, kv_head, scale_log2,
+    KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROWS: tl.constexpr,
+    KEYS: tl.constexpr, WINDOW: tl.constexpr,
 ):
     """q [ROWS, BLOCK_DIM], at `position` [ROWS], over keys begin .. end - 1 of one sequence and KV head.
 

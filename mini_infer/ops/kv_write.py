@@ -100,24 +100,14 @@ def _write_kv_triton(
         k, v, slot_mapping, k_cache, v_cache, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         KV_HEADS=num_kv_heads, BLOCK_HEADS=triton.next_power_of_2(num_kv_heads),
         DIM=head_dim, BLOCK_DIM=triton.next_power_of_2(head_dim), BLOCK_SIZE=k_cache.shape[2], num_warps=2,
-    )  # fmt: skip
+    )
 
 
 @triton.jit
 def _write_kv_kernel(
-    k_ptr,
-    v_ptr,
-    slot_mapping_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    k_token_stride,
-    k_head_stride,
-    v_token_stride,
+    k_ptr, v_ptr, slot_mapping_ptr, k_cache_ptr, v_cache_ptr, k_token_stride, k_head_stride, v_token_stride,
     v_head_stride,
-    KV_HEADS: tl.constexpr,
-    BLOCK_HEADS: tl.constexpr,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
+    KV_HEADS: tl.constexpr, BLOCK_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
     """A program stores all KV heads of one token."""
@@ -164,29 +154,15 @@ def _qkv_to_cache_triton(
             eps, HEADS=num_heads, KV_HEADS=num_kv_heads, TILE_HEADS=heads,
             HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=k_cache.shape[2],
             NORM=norm, num_warps=2,
-        )  # fmt: skip
+        )
     return q
 
 
 @triton.jit
 def _qkv_to_cache_kernel(
-    qkv_ptr,
-    positions_ptr,
-    slot_mapping_ptr,
-    table_ptr,
-    q_norm_ptr,
-    k_norm_ptr,
-    q_ptr,
-    k_cache_ptr,
-    v_cache_ptr,
-    eps,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    TILE_HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    NORM: tl.constexpr,
+    qkv_ptr, positions_ptr, slot_mapping_ptr, table_ptr, q_norm_ptr, k_norm_ptr, q_ptr, k_cache_ptr, v_cache_ptr, eps,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TILE_HEADS: tl.constexpr, HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr,
 ):
     """A program serves TILE_HEADS heads of one token: either query heads, or key heads with their value heads."""
     DIM: tl.constexpr = 2 * HALF

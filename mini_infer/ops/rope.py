@@ -52,22 +52,14 @@ def _apply_rope_triton(x: torch.Tensor, positions: torch.Tensor, table: torch.Te
         _apply_rope_kernel[(num_tokens, triton.cdiv(num_heads, heads))](
             x, positions, table, out, x.stride(0), x.stride(1), num_heads,
             HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), HEADS=heads, num_warps=2,
-        )  # fmt: skip
+        )
     return out
 
 
 @triton.jit(do_not_specialize=["num_heads"])
 def _apply_rope_kernel(
-    x_ptr,
-    positions_ptr,
-    table_ptr,
-    out_ptr,
-    token_stride,
-    head_stride,
-    num_heads,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    HEADS: tl.constexpr,
+    x_ptr, positions_ptr, table_ptr, out_ptr, token_stride, head_stride, num_heads,
+    HALF: tl.constexpr, BLOCK_HALF: tl.constexpr, HEADS: tl.constexpr,
 ):
     """A program rotates HEADS heads of one token."""
     token = tl.program_id(0).to(tl.int64)

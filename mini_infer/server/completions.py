@@ -124,8 +124,11 @@ async def _events(output: OutputStream, choices: list[Choice], envelope: Envelop
                 check(delta)
                 if continuous:
                     tail = b',"usage":%b}\n\n' % _encode(usage.body())
-                chunks.append(b"%b%b]%b" % (head, _encode(choices[delta.index].part(delta)), tail))
-            yield b"".join(chunks)
+                part = choices[delta.index].part(delta)
+                if any(part[name] for name in ("text", "logprobs", "finish_reason")) or "prompt_logprobs" in part:
+                    chunks.append(b"%b%b]%b" % (head, _encode(part), tail))
+            if chunks:
+                yield b"".join(chunks)
         if include_usage:
             yield event(envelope.body([], usage=usage.body()))
         yield DONE

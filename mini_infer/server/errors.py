@@ -75,8 +75,12 @@ def install(app: FastAPI) -> None:
 
 
 def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """One message and the name of the field for pydantic's list of errors; the first field that is wrong."""
-    first = errors[0]
+    """One message and the name of the field for pydantic's list of errors: the first field that is wrong.
+
+    A field of several types fails once for each of them; the failure that got furthest into the value is meant.
+    """
+    root = errors[0]["loc"][:2]
+    first = max((error for error in errors if error["loc"][:2] == root), key=lambda error: len(error["loc"]))
     if isinstance(cause := first.get("ctx", {}).get("error"), RequestError):  # raised by one of our validators
         return str(cause), cause.param
     if first["type"] == "json_invalid":
@@ -90,7 +94,6 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
         return (f"unknown field: {param}" if reason is None else f"{param} is not supported: {reason}"), param
     if first["type"] == "missing":
         return f"{param} is missing", param
-    # A field of several types fails once for each; all are worth telling.
     messages = dict.fromkeys(e["msg"] for e in errors if field_name(e["loc"]) == param)
     return f"{param}: {'; or '.join(messages)}", param
 

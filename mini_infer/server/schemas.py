@@ -1,7 +1,7 @@
 """The requests of the OpenAI API, with vLLM's extensions, as pydantic models.
 
-Whatever is declared here is honoured (`NO_EFFECT` lists the few fields that by their meaning cannot change an answer);
-whatever is not is refused with the field's name. `null` means the same as leaving a field out.
+Whatever is declared here is honoured, but for a few fields that by their meaning cannot change an answer (they are
+together, and say so); whatever is not is refused with the field's name. `null` means the same as leaving a field out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ UNSUPPORTED: dict[str, str] = {
     "web_search_options": "this server does not search the web",
     "chat_template": "templates in requests are not accepted; the model's own is used",
 }
-NO_EFFECT = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier")
 
 
 class RequestModel(BaseModel):

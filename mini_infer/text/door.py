@@ -13,6 +13,8 @@ from typing import Any
 from mini_infer.protocol import MAX_SEED, RequestError, SamplingParams, check_token_ids
 from mini_infer.text.tokenizer import Tokenizer
 
+_CHARS_PER_TOKEN = 8  # more than ordinary text has
+
 Prompt = str | Sequence[int] | Mapping[str, Any]  # the mapping has "prompt" (text) or "prompt_token_ids"
 
 
@@ -48,7 +50,7 @@ class Door:
         """Like `prepare` for many requests, their texts encoded together on all cores."""
         parts = [self._text_or_ids(prompt) for prompt in prompts]
         texts = [part for part in parts if isinstance(part, str)]
-        encoded = iter(self._encode(texts, add_special_tokens) if texts else [])
+        encoded = iter(self._encode(texts, add_special_tokens))
         prepared = []
         for part, one in zip(parts, params, strict=True):
             text = part if isinstance(part, str) else None
@@ -102,17 +104,29 @@ class Door:
         return list(prompt)
 
     def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        assert self.tokenizer is not None  # _text_or_ids refused texts otherwise
+        if not texts or self.tokenizer is None:  # without a tokenizer, _text_or_ids has refused texts
+            return []
+        for text in texts:
+            # A text far too long is refused by its beginning, so that a huge one costs no more than one that fits.
+            chars = _CHARS_PER_TOKEN * self.max_model_len
+            while chars < len(text):
+                count = len(self.tokenizer.encode(text[:chars], add_special_tokens=False))
+                if count > self.max_model_len + self.max_model_len // 8 + 64:  # the cut itself changes a token or two
+                    raise self._too_long(f"over {self.max_model_len}")
+                chars *= 2
         return self.tokenizer.encode_batch(texts, add_special_tokens)
+
+    def _too_long(self, tokens: int | str) -> RequestError:
+        return RequestError(
+            f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt has {tokens} "
+            "tokens, which leaves no room for the output. Please shorten the prompt.", "prompt",
+            "context_length_exceeded")
 
     def _check_prompt(self, token_ids: list[int]) -> None:
         if not token_ids:
             raise RequestError("prompt must not be empty", "prompt")
         if len(token_ids) >= self.max_model_len:
-            raise RequestError(
-                f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt has "
-                f"{len(token_ids)} tokens, which leaves no room for the output. Please shorten the prompt.",
-                "prompt", "context_length_exceeded")
+            raise self._too_long(len(token_ids))
         kinds = set(map(type, token_ids))
         if kinds != {int}:
             wrong = next(token for token in token_ids if type(token) is not int)

@@ -54,9 +54,10 @@ class PieceTable(dict[int, bytes]):
         self._hidden = hidden
 
     def __missing__(self, token_id: int) -> bytes:
-        token = None if token_id in self._hidden else self._token_of(token_id)
-        piece = b"" if token is None else self._bytes_of(token)
-        self[token_id] = piece
+        token = self._token_of(token_id)
+        if token is None:
+            return b""  # not kept, so that strange ids cannot fill the memory
+        piece = self[token_id] = b"" if token_id in self._hidden else self._bytes_of(token)
         return piece
 
     def first(self, token_id: int) -> bytes:

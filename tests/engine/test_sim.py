@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
-from mini_infer.engine.dry_run import make_dry_engine, shape_of
+from mini_infer.engine.dry_run import make_dry_engine
 from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.sim import (
     BANDWIDTH_SHARE,
@@ -26,6 +26,7 @@ from mini_infer.engine.sim import (
     _attention_extent,
     gpu_spec,
 )
+from mini_infer.models.registry import adapter_for
 from mini_infer.protocol import AddRequest, SamplingParams
 from tests.server.model_dir import SEVEN_B, SMALL, write_model_dir
 
@@ -42,8 +43,9 @@ def seq(start: int, n: int, slot: int = 0, sample: bool = True) -> SeqStep:
 
 
 def cost_model(gpu: str = "H200", **changes: int) -> CostModel:
-    raw = {"vocab_size": 152064, "max_position_embeddings": 32768, "dtype": "bfloat16", **SEVEN_B, **changes}
-    return CostModel(gpu_spec(gpu), shape_of(raw), "bfloat16")
+    raw = {"architectures": ["Qwen2ForCausalLM"], "vocab_size": 152064, "max_position_embeddings": 32768,
+           "rms_norm_eps": 1e-6, **SEVEN_B, **changes}
+    return CostModel(gpu_spec(gpu), adapter_for(raw).config(raw), "bfloat16")
 
 
 class TestCost:

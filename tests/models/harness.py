@@ -123,6 +123,11 @@ def load(path: Path, dtype: torch.dtype = torch.float32, **options: Any) -> Deco
     return load_model(path, config, adapter, dtype, torch.device("cpu"), **options)
 
 
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """A loaded weight as the checkpoint has it: on a CPU it is packed for its matmul."""
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
 def assert_parity(model: Decoder, reference: PreTrainedModel, num_tokens: int = 64, atol: float = 1e-4,
                   lengths: Sequence[int] = (5, 1, 23)) -> None:
     """Logits within `atol` and the same greedy tokens: a batch of mixed lengths against the reference one by one.

@@ -172,7 +172,8 @@ def test_config_that_cannot_be_read(text, tmp_path):
 @given(name=st.sampled_from(["Llama", "Mistral", "Qwen2", "Qwen3"]), field=st.sampled_from([
     *BASE, "head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "layer_types",
     "sliding_window", "use_sliding_window", "max_window_layers", "eos_token_id", "bos_token_id", "tie_word_embeddings",
-    "attention_bias", "torch_dtype", "dtype", "quantization_config", "original_max_position_embeddings", "num_experts"]),
+    "attention_bias", "torch_dtype", "dtype", "quantization_config", "num_experts",
+    "original_max_position_embeddings"]),
     value=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
                            st.sampled_from(["rope_type", "type", "factor", "rope_theta", "mscale", "x",

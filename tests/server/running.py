@@ -79,8 +79,9 @@ class Running:
         if self.process.poll() is None:
             os.kill(self.process.pid, how)
         assert self.process.stderr is not None
-        self.log += self.process.stderr.readlines()
-        self.process.stderr.close()
+        if not self.process.stderr.closed:
+            self.log += self.process.stderr.readlines()
+            self.process.stderr.close()
         return self.process.wait(timeout=20)
 
     def __enter__(self) -> Running:

@@ -33,7 +33,7 @@ class TestChat:
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + 12
 
     def test_stream_is_the_whole_in_pieces(self, client: OpenAI) -> None:
-        options = dict(model="dry", messages=HI, max_completion_tokens=40, seed=1)
+        options = {"model": "dry", "messages": HI, "max_completion_tokens": 40, "seed": 1}
         whole = client.chat.completions.create(**options)
         chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
         *parts, last = chunks
@@ -79,7 +79,7 @@ class TestChat:
 
     def test_prefix_hits_are_reported(self, client: OpenAI) -> None:
         messages = [{"role": "user", "content": "the quick brown fox " * 20}]
-        options = dict(model="dry", messages=messages, max_tokens=1, extra_body={"cache_salt": "prefix-test"})
+        options = {"model": "dry", "messages": messages, "max_tokens": 1, "extra_body": {"cache_salt": "prefix"}}
         first, second = (client.chat.completions.create(**options).usage for _ in range(2))
         assert first.prompt_tokens_details.cached_tokens == 0
         assert second.prompt_tokens_details.cached_tokens >= second.prompt_tokens - 32
@@ -92,14 +92,15 @@ class TestChat:
                         "stop_token_ids": [3], "skip_special_tokens": False, "include_stop_str_in_output": True,
                         "allowed_token_ids": [70, 71], "priority": 3, "cache_salt": "x", "add_generation_prompt": True,
                         "chat_template_kwargs": {"enable_thinking": False}})
-        assert set(answer.choices[0].message.content) <= set("".join(map(str, answer.choices[0].message.content)))
+        assert len(set(answer.choices[0].message.content)) <= 2  # of one character each
 
     def test_continue_final_message(self, client: OpenAI) -> None:
         messages = [*HI, {"role": "assistant", "content": "the quick"}]
-        closed = client.chat.completions.create(model="dry", messages=messages, max_tokens=1)  # type: ignore
-        open_ = client.chat.completions.create(model="dry", messages=messages, max_tokens=1,  # type: ignore
-                                               extra_body={"continue_final_message": True, "add_generation_prompt": False})
-        assert open_.usage.prompt_tokens < closed.usage.prompt_tokens
+        options = {"model": "dry", "messages": messages, "max_tokens": 1}
+        closed = client.chat.completions.create(**options)
+        left_open = client.chat.completions.create(**options, extra_body={"continue_final_message": True,
+                                                                          "add_generation_prompt": False})
+        assert left_open.usage.prompt_tokens < closed.usage.prompt_tokens
 
 
 class TestCompletions:
@@ -115,9 +116,10 @@ class TestCompletions:
         assert client.completions.create(model="dry", prompt="a").usage.completion_tokens == 16
 
     def test_echo_and_stream(self, client: OpenAI) -> None:
-        options = dict(model="dry", prompt=["hello world", "user"], max_tokens=5, echo=True, seed=2)
+        prompts = ["hello world", "user"]
+        options = {"model": "dry", "prompt": prompts, "max_tokens": 5, "echo": True, "seed": 2}
         whole = client.completions.create(**options)
-        assert [choice.text.startswith(prompt) for choice, prompt in zip(whole.choices, options["prompt"])] == [True, True]
+        assert all(choice.text.startswith(prompt) for choice, prompt in zip(whole.choices, prompts))
         texts = ["", ""]
         for chunk in client.completions.create(**options, stream=True):
             texts[chunk.choices[0].index] += chunk.choices[0].text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ DOOR = Door(TOK, TOK.vocab_size, max_model_len=20)
 BARE = Door(None, 100, max_model_len=20)
 
 
-@pytest.mark.parametrize("prompt", ["the fox", {"prompt": "the fox"}, TOK.encode("the fox"), tuple(TOK.encode("the fox")),
-                                    {"prompt_token_ids": TOK.encode("the fox")}])
+@pytest.mark.parametrize("prompt", ["the fox", {"prompt": "the fox"}, TOK.encode("the fox"),
+                                    tuple(TOK.encode("the fox")), {"prompt_token_ids": TOK.encode("the fox")}])
 def test_forms_of_a_prompt(prompt: Any) -> None:
     prepared = DOOR.prepare(prompt, SamplingParams(max_tokens=5))
     assert prepared.prompt_token_ids == TOK.encode("the fox")
@@ -34,8 +35,8 @@ def test_special_tokens_are_added_to_texts_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize("prompt", [
-    "", [], {"prompt": ""}, {"prompt_token_ids": []}, {}, {"prompt": "a", "prompt_token_ids": [1]}, {"text": "a"}, None, 5,
-    b"the", [1, "a"], [1, None], [True], [1.0], [[1]], [-1], [TOK.vocab_size], [1, 2**70], "a lone \ud800 surrogate",
+    "", [], {"prompt": ""}, {"prompt_token_ids": []}, {}, {"prompt": "a", "prompt_token_ids": [1]}, {"text": "a"}, None,
+    5, b"the", [1, "a"], [1, None], [True], [1.0], [[1]], [-1], [TOK.vocab_size], [1, 2**70], "a lone \ud800 surrogate",
     {"prompt": None}, {"prompt_token_ids": 5}, object(),
 ])
 def test_bad_prompts(prompt: Any) -> None:
@@ -68,6 +69,18 @@ def test_context_length() -> None:
     assert error.value.param == "min_tokens"
 
 
+def test_a_huge_text_is_refused_by_its_beginning() -> None:
+    begin = time.perf_counter()
+    with pytest.raises(RequestError, match="your prompt has over 20 tokens") as error:
+        DOOR.prepare("the quick brown fox " * 1_000_000, SamplingParams())
+    assert time.perf_counter() - begin < 1
+    assert error.value.code == "context_length_exceeded"
+    # Long in characters only: a text of few, long tokens passes.
+    word = TOK.decode([max(range(TOK.vocab_size), key=lambda i: len(TOK.token_bytes(i)))], skip_special_tokens=False)
+    assert len(word) * 18 > 20 * 8
+    assert len(DOOR.prepare(word * 18, SamplingParams()).prompt_token_ids) == 18
+
+
 @pytest.mark.parametrize("field, params", [
     ("logit_bias", SamplingParams(logit_bias={TOK.vocab_size: 1.0})),
     ("allowed_token_ids", SamplingParams(allowed_token_ids=[0, TOK.vocab_size])),
@@ -98,7 +111,7 @@ def test_without_a_tokenizer() -> None:
     assert BARE.prepare([5], SamplingParams()).prompt_token_ids == [5]
     for prompt, params, field in [("text", SamplingParams(), "prompt"), ([5], SamplingParams(stop="x"), "stop"),
                                   ([5], SamplingParams(bad_words=["x"]), "bad_words")]:
-        with pytest.raises(RequestError, match="without a tokenizer") as error:
+        with pytest.raises(RequestError, match="runs without") as error:
             BARE.prepare(prompt, params)
         assert error.value.param == field
 

@@ -168,7 +168,8 @@ def test_outputs_after_the_end_are_ignored() -> None:
     processor = OutputProcessor(TOK)
     processor.add(1, IDS, SamplingParams(stop="fox;"))
     processor.add(2, IDS, SamplingParams())
-    deltas, aborts = processor.process([TokensOut(1, IDS), TokensOut(2, IDS[:1]), TokensOut(1, IDS), TokensOut(99, IDS)])
+    step = [TokensOut(1, IDS), TokensOut(2, IDS[:1]), TokensOut(1, IDS), TokensOut(99, IDS)]
+    deltas, aborts = processor.process(step)
     assert ([request_id for request_id, _ in deltas], aborts) == ([1, 2], [1])
     assert processor.process([TokensOut(1, IDS, "length")]) == ([], [])
     processor.discard(2)
@@ -178,7 +179,8 @@ def test_outputs_after_the_end_are_ignored() -> None:
 
 
 def test_without_text() -> None:
-    deltas, _ = run(SamplingParams(detokenize=False, logprobs=0), [TokensOut(7, IDS[:1], "length", logprobs=[entry(1)])])
+    out = TokensOut(7, IDS[:1], "length", logprobs=[entry(IDS[0])])
+    deltas, _ = run(SamplingParams(detokenize=False, logprobs=0), [out])
     assert (deltas[0].text, deltas[0].token_ids) == ("", IDS[:1])
     processor = OutputProcessor(None)
     processor.add(1, [1], SamplingParams(logprobs=0))

@@ -91,6 +91,9 @@ def test_pieces_and_bytes() -> None:
         assert tok.id_to_piece(outside) is None
         assert tok.token_bytes(outside) == b""
         assert tok.decode([outside]) == ""
+    known = len(tok.pieces(True) or ())
+    tok.decode(list(range(2**31, 2**31 + 1000)))
+    assert len(tok.pieces(True) or ()) == known
 
 
 @pytest.mark.parametrize("bad", ["a lone \ud800 surrogate", None, 7, b"bytes"])

@@ -1,0 +1,90 @@
+"""Every kernel compiles for a Hopper GPU, within its shared memory, where no GPU is needed: Triton brings its assembler.
+
+The interpreter accepts more than the compiler does, so interpreted tests alone would not show that a kernel is Triton.
+The compiler runs in a process of its own because this one interprets.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOPPER_SHARED_MEMORY = 227 * 1024
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_hopper():
+    pytest.importorskip("triton")
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=280)
+    if "no assembler" in done.stderr:
+        pytest.skip("this Triton has no ptxas")
+    assert done.returncode == 0, done.stderr[-3000:]
+    shared = json.loads(done.stdout.splitlines()[-1])
+    assert len(shared) == len(list(configurations()))
+    assert max(shared.values()) <= HOPPER_SHARED_MEMORY, shared
+
+
+def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
+    """(kernel, constexprs, launch options); pointers to the model's dtype are said as `dtype`."""
+    from mini_infer.ops import activation, attention, kv_write, norm, rope
+    from mini_infer.ops.dispatch import triton
+
+    half = {"HALF": 40, "BLOCK_HALF": 64}
+    yield norm._rms_norm_kernel, {"DIM": 3584, "BLOCK_DIM": 4096, "ROWS": 1, "ADD": True}, {"num_warps": 8}
+    yield norm._rms_norm_kernel, {"DIM": 80, "BLOCK_DIM": 128, "ROWS": 8, "ADD": False}, {"num_warps": 2}
+    yield activation._silu_and_mul_kernel, {"DIM": 1000, "BLOCK": 1024}, {}
+    yield rope._apply_rope_kernel, {**half, "HEADS": 8}, {"num_warps": 2}
+    yield kv_write._write_kv_kernel, {"KV_HEADS": 3, "BLOCK_HEADS": 4, "DIM": 80, "BLOCK_DIM": 128, "BLOCK_SIZE": 64}, {}
+    for qk_norm in (False, True):
+        heads = {"HEADS": 7, "KV_HEADS": 2, "TILE_HEADS": 4, "BLOCK_SIZE": 64, "NORM": qk_norm}
+        yield kv_write._qkv_to_cache_kernel, {**heads, **half}, {"num_warps": 2}
+    for element, head_dim, block_size, group, window in ((2, 128, 64, 4, 0), (2, 80, 16, 7, 100), (2, 256, 64, 1, 0),
+                                                         (4, 128, 16, 3, 0), (4, 256, 64, 8, 100)):
+        block_dim = triton.next_power_of_2(head_dim)
+        shape = {"GROUP": group, "KV_HEADS": 2, "DIM": head_dim, "BLOCK_DIM": block_dim, "BLOCK_SIZE": block_size,
+                 "WINDOW": window, "dtype": {2: "bf16", 4: "fp32"}[element]}
+        for kernel, tile in ((attention._ragged_kernel, attention.RAGGED_TILES[element, block_dim]),
+                             (attention._split_kernel, attention.SPLIT_TILES[element, block_dim])):
+            options = {"num_warps": tile.warps, "num_stages": tile.stages}
+            yield kernel, {**shape, "ROWS": tile.rows, "KEYS": tile.keys}, options
+    yield attention._merge_kernel, {"HEADS": 8, "DIM": 80, "BLOCK_DIM": 128, "WINDOW": 0, "SPLITS": 16}, {"num_warps": 2}
+
+
+def argument_type(name: str, dtype: str) -> str:
+    if not name.endswith("_ptr"):
+        return "fp32" if name in ("eps", "scale_log2") else "i32"
+    if name.removesuffix("_ptr") in ("positions", "slot_mapping", "cu_seqlens_q", "seq_lens", "slots", "block_table"):
+        return "*i32"
+    return "*fp32" if name.removesuffix("_ptr") in ("table", "partial", "partial_lse") else f"*{dtype}"
+
+
+def main() -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not list((Path(triton.__file__).parent / "backends/nvidia/bin").glob("ptxas*")):
+        sys.exit("no assembler")
+    shared = {}
+    for kernel, constants, options in configurations():
+        constants = dict(constants)
+        dtype = constants.pop("dtype", "bf16")
+        signature = {name: "constexpr" if name in constants else argument_type(name, dtype) for name in kernel.arg_names}
+        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names)
+                   if name.endswith(("_ptr", "_stride"))}
+        compiled = triton.compile(ASTSource(kernel, signature, constants, aligned), GPUTarget("cuda", 90, 32), options)
+        shared[f"{kernel.__name__} {dtype} {constants}"] = compiled.metadata.shared
+    print(json.dumps(shared))
+
+
+if __name__ == "__main__":
+    main()
