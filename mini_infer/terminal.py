@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -40,7 +41,7 @@ class LocalModel:
         self._llm = llm = LLM(config)
         self._template = require_chat_template(ChatTemplate.load(config.tokenizer or llm.model_path, llm.tokenizer))
         self._params = params
-        self.name = config.model
+        self.name = Path(config.model).name
 
     def answer(self, messages: list[Message]) -> Iterator[str]:
         prompt = self._llm.tokenizer.encode(self._template.render(messages), add_special_tokens=False)

@@ -298,8 +298,8 @@ class Scheduler:
 
     def _take_prompt_logprobs(self, request: Request, start: int,
                               entries: list[TokenLogprobs]) -> list[TokenLogprobs]:
-        """The entries, of prompt positions start + 1 .., that were not delivered before a preemption."""
-        taken = entries[max(0, request.num_prompt_logprobs - start):request.prompt_len - 1 - start]
+        """Of the entries, for prompt positions start + 1 .., those not delivered before a preemption already."""
+        taken = entries[max(0, request.num_prompt_logprobs - start):]
         request.num_prompt_logprobs += len(taken)
         return taken
 

@@ -33,7 +33,7 @@ from mini_infer.protocol import (
     TokensOut,
 )
 
-HANGUP_GRACE_SECONDS = 5.0
+HANGUP_GRACE_SECONDS = 2.0
 
 
 def config_to_json(config: EngineConfig, sim: SimConfig | None) -> str:

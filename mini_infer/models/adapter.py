@@ -57,7 +57,10 @@ class ModelAdapter:
     """Regular expressions, matched in full, for checkpoint tensors that no parameter takes: old rotary buffers."""
 
     def config(self, raw: dict[str, Any]) -> ModelConfig:
-        """The model's shape from its config.json. Raises ConfigError naming a field that is missing or unsupported."""
+        """The model's shape from its config.json. Raises ConfigError naming a field that is missing or unsupported.
+
+        A family with fields of its own returns a subclass of ModelConfig; `build_layer` gets it back.
+        """
         raw = {**self.defaults, **raw}
         self._refuse_unsupported(raw)
         fields = HFFields(raw)
@@ -103,7 +106,10 @@ class ModelAdapter:
         yield name.removeprefix("model."), tensor
 
     def build_layer(self, config: ModelConfig, layer: int, dtype: torch.dtype) -> nn.Module:
-        """Layer number `layer`, on the meta device. Override to change the attention, the MLP or the whole layer."""
+        """Layer number `layer`. Override to change the attention, the MLP or the whole layer.
+
+        It is made on the meta device: only its parameters get values, from the checkpoint.
+        """
         from mini_infer.models.decoder import DecoderLayer
 
         return DecoderLayer(config, layer, dtype)

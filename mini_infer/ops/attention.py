@@ -58,37 +58,37 @@ def _paged_attention_torch(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    out = q.new_empty(q.shape)
     starts, lens, slots = batch.cu_seqlens_q.tolist(), batch.seq_lens.tolist(), batch.slots.tolist()
 
-    def attend_one(b: int) -> None:
-        rows = slice(starts[b], starts[b + 1])
-        out[rows] = _attend_one(q[rows], k_cache, v_cache, batch.block_table[slots[b]], lens[b], scale, sliding_window)
+    def attend_one(b: int) -> torch.Tensor:
+        return _attend_one(q[starts[b] : starts[b + 1]], k_cache, v_cache, batch.block_table, slots[b], lens[b], scale,
+                           sliding_window)
 
+    if batch.num_seqs == 1 and starts[1] == len(q):
+        return attend_one(0)
+    out = q.new_empty(q.shape)
     singles = []
     for b in range(batch.num_seqs):
         n = starts[b + 1] - starts[b]
         if n == 1:
             singles.append(b)
         elif n > 1:
-            attend_one(b)
+            out[starts[b] : starts[b + 1]] = attend_one(b)
     for group in _alike(singles, lens):
         if len(group) == 1:
-            attend_one(group[0])
+            out[starts[group[0]]] = attend_one(group[0])[0]
             continue
-        everything = len(group) == q.shape[0]  # then group is 0 .. B - 1 in order: no need to pick rows
-        pick = None if everything else torch.tensor([starts[b] for b in group])
-        attended = _attend_rows(q if pick is None else q[pick], k_cache, v_cache,
-                                batch.block_table, batch.slots if everything else batch.slots[group],
-                                [lens[b] for b in group], scale, sliding_window)
+        everything = len(group) == len(q)  # then group is 0 .. B - 1 in order: no need to pick rows
+        tokens = None if everything else torch.tensor([starts[b] for b in group])
+        attended = _attend_rows(q if tokens is None else q[tokens], k_cache, v_cache, batch.block_table,
+                                batch.slots if everything else batch.slots[group], [lens[b] for b in group], scale,
+                                sliding_window)
         if not attended.sum().isfinite():
             # Zero times a non-finite leftover behind some sequence's end is NaN: take the exact slices instead.
-            for b in group:
-                attend_one(b)
-        elif pick is None:
+            attended = torch.cat([attend_one(b) for b in group])
+        if tokens is None:
             return attended
-        else:
-            out[pick] = attended
+        out[tokens] = attended
     return out
 
 
@@ -115,18 +115,19 @@ def _attend_one(
     q: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
-    table: torch.Tensor,
+    block_table: torch.Tensor,
+    slot: int,
     length: int,
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """The n tokens q [n, Hq, D] that end a sequence of `length` tokens with block table [max_blocks]."""
+    """The last n of a sequence's `length` tokens, q [n, Hq, D] -> [n, Hq, D]; its blocks are in row `slot`."""
     n, num_heads, head_dim = q.shape
     num_kv_heads, block_size = k_cache.shape[1:3]
     length = max(length, n)  # a padding sequence may say 0
     first_key = 0 if sliding_window is None else max(0, length - n + 1 - sliding_window)
     first_block = first_key // block_size
-    rows = _gather_rows(table[None, first_block : -(-length // block_size)], num_kv_heads)
+    rows = _gather_rows(block_table[slot : slot + 1, first_block : -(-length // block_size)], num_kv_heads)
     keep = slice(first_key - first_block * block_size, length - first_block * block_size)
     k, v = (_gather(cache, rows, 1)[:, :, keep] for cache in (k_cache, v_cache))
     if n == 1:  # sees every key: the query heads of a KV head are the query rows of one attention
@@ -173,7 +174,8 @@ def _attend_rows(
     # The query heads of a KV head are the query rows of one attention. SDPA keeps bf16 scores in float32; two batched
     # matmuls are up to a third faster at batch 16 but round them.
     q = q.reshape(len(lens), num_kv_heads, -1, head_dim)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=scale).view(len(lens), -1, head_dim)
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=scale)
+    return attended.view(len(lens), -1, head_dim)
 
 
 def _gather_rows(table: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
@@ -340,7 +342,8 @@ def _ragged_kernel(
     query_row = (first_token + token).to(tl.int64)
     column = tl.arange(0, BLOCK_DIM)
     mask = row_mask[:, None] & (column < DIM)[None, :]
-    q = tl.load(q_ptr + (query_row * q_token_stride + head * q_head_stride)[:, None] + column[None, :], mask=mask, other=0.0)
+    q_row = q_ptr + query_row * q_token_stride + head * q_head_stride
+    q = tl.load(q_row[:, None] + column[None, :], mask=mask, other=0.0)
     end = tl.minimum(length, length - num_tokens + start + TOKENS)
     begin = 0
     if WINDOW > 0:  # skip the tiles left of the first token's window
@@ -361,7 +364,7 @@ def _split_kernel(
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, WINDOW: tl.constexpr,
 ):
-    """A program: the one query token of a sequence x the GROUP query heads of one KV head, over one split of the keys."""
+    """A program: the one query token of a sequence x the GROUP query heads of one KV head, over one split of keys."""
     seq = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -377,7 +380,8 @@ def _split_kernel(
     column = tl.arange(0, BLOCK_DIM)
     mask = row_mask[:, None] & (column < DIM)[None, :]
     query_row = tl.load(cu_seqlens_q_ptr + seq).to(tl.int64)
-    q = tl.load(q_ptr + query_row * q_token_stride + (head * q_head_stride)[:, None] + column[None, :], mask=mask, other=0.0)
+    q_row = q_ptr + query_row * q_token_stride + head * q_head_stride
+    q = tl.load(q_row[:, None] + column[None, :], mask=mask, other=0.0)
     acc, total, peak = _attend(
         q, tl.zeros([ROWS], tl.int32) + (length - 1), begin, end,
         block_table_ptr + tl.load(slots_ptr + seq).to(tl.int64) * table_stride, k_cache_ptr, v_cache_ptr, kv_head,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 
 from mini_infer.ops.dispatch import tl, triton, use_triton
-from mini_infer.ops.norm import _rms_norm_torch
 from mini_infer.ops.rope import _apply_rope_torch, load_cos_sin
 
 
@@ -82,9 +81,11 @@ def _qkv_to_cache_torch(
 ) -> torch.Tensor:
     heads = qkv.view(-1, num_heads + 2 * num_kv_heads, head_dim)
     qk, v = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
-    if q_norm is not None and k_norm is not None:  # one norm over all heads, in float32 up to the rotation's end
+    if q_norm is not None and k_norm is not None:  # over all heads at once, and in float32 up to the rotation's end
         weights = torch.cat((q_norm.expand(num_heads, -1), k_norm.expand(num_kv_heads, -1)))
-        qk = _rms_norm_torch(qk.float(), None, eps).mul_(weights)
+        qk = qk.to(torch.float32, copy=True)
+        norms = torch.linalg.vector_norm(qk, dim=-1, keepdim=True)
+        qk.mul_(norms.square_().div_(head_dim).add_(eps).rsqrt_()).mul_(weights)
     qk = _apply_rope_torch(qk, positions, table).to(qkv.dtype)
     _write_kv_torch(qk[:, num_heads:], v, slot_mapping, k_cache, v_cache)
     return qk[:, :num_heads]

@@ -22,7 +22,7 @@ def add_rms_norm(
     return _add_rms_norm_torch(x, residual, weight, eps)
 
 
-def _rms_norm_torch(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+def _rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)  # a fifth faster than the same written out
 
 

@@ -108,7 +108,7 @@ def _inv_freq(rope: RopeConfig, head_dim: int, max_len: int) -> tuple[torch.Tens
 
 
 def _llama3_inv_freq(rope: RopeConfig, inv_freq: torch.Tensor) -> torch.Tensor:
-    """Long wavelengths are stretched by `factor`, short ones stay, between them it blends linearly in 1 / wavelength."""
+    """Long wavelengths are stretched by `factor`, short ones stay; between, it blends linearly in 1 / wavelength."""
     original = rope.original_max_position_embeddings
     assert original is not None
     low, high = rope.low_freq_factor, rope.high_freq_factor
@@ -120,7 +120,7 @@ def _llama3_inv_freq(rope: RopeConfig, inv_freq: torch.Tensor) -> torch.Tensor:
 
 
 def _yarn_inv_freq(rope: RopeConfig, head_dim: int, wavelengths: torch.Tensor) -> torch.Tensor:
-    """What turns more than beta_fast times in the original context stays, what turns less than beta_slow is stretched."""
+    """What turns over beta_fast times in the original context stays, what turns under beta_slow is stretched."""
     original = rope.original_max_position_embeddings
     assert original is not None
 

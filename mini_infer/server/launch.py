@@ -52,7 +52,7 @@ def serve(options: ServeOptions, start: float) -> int:
     llm.spawn()
     from mini_infer.server.run import run  # after the engine's start on purpose: the two import side by side
 
-    log(f"front: {time.perf_counter() - start:.2f} s")
+    log(f"imports: {time.perf_counter() - start:.2f} s")
     return run(options, sock, llm, start)
 
 

@@ -139,10 +139,11 @@ class TestAdmission:
         assert len(slot.blocks) == 2 and slot.params is params.params
         assert plan.seqs[0].new_blocks == []
         engine.update()
-        assert slot.tokens == [1, 2, 3, 4, 5], "a plan does not change afterwards"
+        engine.run()
+        assert slot.tokens == [1, 2, 3, 4, 5] and len(slot.blocks) == 2, "a plan does not change afterwards"
 
     def test_watermark_holds_unless_nothing_runs(self) -> None:
-        engine = Engine(config(num_blocks=8, watermark=0.25))
+        engine = Engine(config(num_blocks=8, watermark=0.25, max_num_batched_tokens=64))
         engine.add(item(0, 28, max_tokens=2))  # seven of eight blocks
         engine.step()
         assert engine.scheduler.stats().running == 1
@@ -175,6 +176,18 @@ class TestAdmission:
         engine.collect(engine.scheduler.abort([1]))
         engine.step()
         assert engine.scheduler.stats().running == 2
+
+    def test_a_refused_head_may_be_overtaken_by_who_comes_before_it(self) -> None:
+        engine = Engine(config(num_blocks=8, policy="priority"))
+        engine.add(item(0, 16, max_tokens=8))
+        engine.step()
+        engine.add(item(1, 24, priority=1))
+        engine.step()
+        engine.add(item(2, 2, priority=0))
+        plan = engine.submit()
+        assert plan is not None and [a.request_id for a in plan.admitted] == [2]
+        engine.update()
+        engine.run()
 
     def test_priority_goes_first(self) -> None:
         engine = Engine(config(max_num_seqs=1, policy="priority"))
@@ -257,6 +270,33 @@ class TestPreemption:
         assert [r[0] for r in rows(plan)] == [1]
         assert plan is not None and plan.released_slots == [0] and not plan.admitted
         engine.update()
+        engine.run()
+        assert engine.scheduler.stats().requests_finished == 2
+
+    def test_nobody_is_admitted_while_blocks_are_short(self) -> None:
+        engine = Engine(config(num_blocks=8, policy="priority", max_num_batched_tokens=64, max_num_seqs=2))
+        engine.add(item(0, 14, priority=2, max_tokens=16))
+        engine.add(item(1, 16, priority=0, max_tokens=16))
+        engine.step()
+        engine.add(item(2, 2, priority=1))  # waits for a slot, and would fit once request 0 has given way
+        plan = engine.submit()
+        assert plan is not None and engine.scheduler.stats().preemptions == 1
+        assert plan.released_slots and not plan.admitted
+        engine.update()
+        plan = engine.submit()
+        assert plan is not None and [a.request_id for a in plan.admitted] == [2]
+        engine.update()
+        engine.run()
+
+    def test_a_preempted_request_has_no_row_in_that_plan(self) -> None:
+        """Even with a single known token, which looks like a decode row."""
+        engine = Engine(config(num_blocks=8, max_num_batched_tokens=64), depth=2)
+        engine.add(item(0, 28, max_tokens=4))  # seven blocks
+        engine.add(item(1, [7]))  # the eighth
+        engine.submit()
+        plan = engine.submit()
+        assert [r[0] for r in rows(plan)] == [0] and engine.scheduler.stats().preemptions == 1
+        engine.scheduler.check()
         engine.run()
         assert engine.scheduler.stats().requests_finished == 2
 
@@ -465,6 +505,17 @@ class TestLogprobs:
             engine.scheduler._preempt(engine.scheduler._requests[0])
             engine.run()
             assert self.prompt_positions(engine) == list(range(1, 11))
+
+    def test_a_chunk_that_was_delivered_is_not_asked_for_again(self) -> None:
+        engine = Engine(config(max_num_batched_tokens=3, enable_prefix_caching=False))
+        engine.add(item(0, 11, prompt_logprobs=0))
+        engine.step()
+        engine.step()
+        engine.scheduler._preempt(engine.scheduler._requests[0])
+        engine.run()
+        assert [row.prompt_logprobs for plan in engine.plans[:6] for row in plan.seqs] == [True] * 2 + [False] * 2 + [
+            True] * 2
+        assert self.prompt_positions(engine) == list(range(1, 11))
 
     def test_a_hit_would_leave_holes_so_there_is_none(self) -> None:
         engine = Engine(config())

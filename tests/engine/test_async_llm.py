@@ -44,7 +44,7 @@ from mini_infer.engine.async_llm import AsyncLLM
 from mini_infer.engine.sim import SimConfig
 
 async def main():
-    async with AsyncLLM(EngineConfig(model=sys.argv[1]), SimConfig()) as llm:
+    async with AsyncLLM(EngineConfig(model=sys.argv[1], plugins=sys.argv[2:]), SimConfig()) as llm:
         print(llm.engine_pid, flush=True)
         await asyncio.sleep(60)
 
@@ -202,6 +202,17 @@ class TestDeaths:
         front.wait()
         front.stdout.close()
         await eventually(lambda: not alive(engine))
+
+    async def test_the_engine_ends_when_the_front_is_killed_while_it_loads(self, small: Path, tmp_path: Path) -> None:
+        sleepy = tmp_path / "sleepy.py"
+        sleepy.write_text("import time\nprint('asleep', flush=True)\ntime.sleep(60)\n")
+        front = subprocess.Popen([sys.executable, "-c", FRONT, small, sleepy], cwd=REPO, stdout=subprocess.PIPE)
+        assert front.stdout is not None and front.stdout.readline() == b"asleep\n"
+        [engine] = Path(f"/proc/{front.pid}/task/{front.pid}/children").read_text().split()
+        front.kill()
+        front.wait()
+        front.stdout.close()
+        await eventually(lambda: not alive(int(engine)), seconds=10)
 
     async def test_a_configuration_that_cannot_work_says_so(self, small: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"config\.json"):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Qwen3Config
 
@@ -177,6 +179,21 @@ def test_damaged_file_is_named(damage, single):
     path = single / SINGLE_FILE
     path.write_bytes(damage(path.read_bytes()))
     refused(single, str(path), "no whole safetensors file")
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 1200), new=st.binary(min_size=1, max_size=4), cut=st.integers(0, 50))
+def test_any_damage_to_the_header_is_refused_or_harmless(position, new, cut, single):
+    path = single / SINGLE_FILE
+    whole = path.read_bytes()
+    damaged = whole[:position] + new + whole[position + len(new) :]
+    path.write_bytes(damaged[: len(damaged) - cut])
+    try:
+        load(single)
+    except ConfigError as error:
+        assert "model: " in str(error)
+    finally:
+        path.write_bytes(whole)
 
 
 def test_pickles_are_refused(single):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
+from mini_infer.config import BUNDLED_DRAFT_DIR, BUNDLED_MODEL_DIR
 from tests.models.harness import VOCAB_SIZE, Harness, assert_parity, load, plain, save_checkpoint
 
 SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -152,3 +153,11 @@ def test_dynamic_rope_beyond_the_original_length(tmp_path):
     with torch.inference_mode():
         expected = reference(torch.tensor([prompt])).logits[0]
     assert (ours - expected).abs().max() < 1e-4
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("directory", [BUNDLED_MODEL_DIR, BUNDLED_DRAFT_DIR], ids=lambda path: path.name)
+def test_bundled_models(directory):
+    """What transformers makes of the shipped files is what we make of them."""
+    reference = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    assert_parity(load(directory), reference.eval())

@@ -1,4 +1,4 @@
-"""Op tests run a kernel on the GPU where there is one, and interpreted on the CPU, on smaller sizes, where there is none.
+"""Op tests run a kernel on the GPU where there is one, and interpreted on the CPU, on small sizes, where there is none.
 
 Triton decides at import whether kernels are interpreted, so the variable is set before any op is imported.
 """
@@ -17,8 +17,8 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
-from mini_infer.ops.dispatch import HAS_TRITON
-from mini_infer.ops.inputs import ForwardBatch
+from mini_infer.ops.dispatch import HAS_TRITON  # noqa: E402
+from mini_infer.ops.inputs import ForwardBatch  # noqa: E402
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 

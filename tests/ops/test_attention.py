@@ -64,7 +64,8 @@ def test_reference_is_the_same_alone_and_in_a_batch(paged_case):
     together, _ = run(case, attention._paged_attention_torch, None)
     for b in range(4):
         alone = attention._attend_one(case.q[b : b + 1], case.k_cache, case.v_cache,
-                                      case.batch.block_table[case.batch.slots[b]], len(case.keys[b]), case.scale, None)
+                                      case.batch.block_table, int(case.batch.slots[b]), len(case.keys[b]), case.scale,
+                                      None)
         torch.testing.assert_close(together[b : b + 1], alone, rtol=0, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Every kernel compiles for a Hopper GPU, within its shared memory, where no GPU is needed: Triton brings its assembler.
+"""Every kernel compiles for a Hopper GPU, within its shared memory. No GPU is needed: Triton brings its assembler.
 
 The interpreter accepts more than the compiler does, so interpreted tests alone would not show that a kernel is Triton.
 The compiler runs in a process of its own because this one interprets.
@@ -43,7 +43,8 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     yield norm._rms_norm_kernel, {"DIM": 80, "BLOCK_DIM": 128, "ROWS": 8, "ADD": False}, {"num_warps": 2}
     yield activation._silu_and_mul_kernel, {"DIM": 1000, "BLOCK": 1024}, {}
     yield rope._apply_rope_kernel, {**half, "HEADS": 8}, {"num_warps": 2}
-    yield kv_write._write_kv_kernel, {"KV_HEADS": 3, "BLOCK_HEADS": 4, "DIM": 80, "BLOCK_DIM": 128, "BLOCK_SIZE": 64}, {}
+    heads = {"KV_HEADS": 3, "BLOCK_HEADS": 4}
+    yield kv_write._write_kv_kernel, {**heads, "DIM": 80, "BLOCK_DIM": 128, "BLOCK_SIZE": 64}, {"num_warps": 2}
     for qk_norm in (False, True):
         heads = {"HEADS": 7, "KV_HEADS": 2, "TILE_HEADS": 4, "BLOCK_SIZE": 64, "NORM": qk_norm}
         yield kv_write._qkv_to_cache_kernel, {**heads, **half}, {"num_warps": 2}
@@ -56,7 +57,8 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
                              (attention._split_kernel, attention.SPLIT_TILES[element, block_dim])):
             options = {"num_warps": tile.warps, "num_stages": tile.stages}
             yield kernel, {**shape, "ROWS": tile.rows, "KEYS": tile.keys}, options
-    yield attention._merge_kernel, {"HEADS": 8, "DIM": 80, "BLOCK_DIM": 128, "WINDOW": 0, "SPLITS": 16}, {"num_warps": 2}
+    shape = {"HEADS": 8, "DIM": 80, "BLOCK_DIM": 128}
+    yield attention._merge_kernel, {**shape, "WINDOW": 0, "SPLITS": attention.MERGE_SPLITS}, {"num_warps": 2}
 
 
 def argument_type(name: str, dtype: str) -> str:
@@ -78,7 +80,8 @@ def main() -> None:
     for kernel, constants, options in configurations():
         constants = dict(constants)
         dtype = constants.pop("dtype", "bf16")
-        signature = {name: "constexpr" if name in constants else argument_type(name, dtype) for name in kernel.arg_names}
+        signature = {name: "constexpr" if name in constants else argument_type(name, dtype)
+                     for name in kernel.arg_names}
         aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names)
                    if name.endswith(("_ptr", "_stride"))}
         compiled = triton.compile(ASTSource(kernel, signature, constants, aligned), GPUTarget("cuda", 90, 32), options)

@@ -1,4 +1,4 @@
-"""Cache writes, alone and fused with QK-norm and RoPE: the right places get the right values, no other place changes."""
+"""Cache writes, alone and fused with QK-norm and RoPE: the right places get the right values, no others change."""
 
 from __future__ import annotations
 

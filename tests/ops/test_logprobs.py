@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from sampling_tables import DEVICE, int32
@@ -14,7 +16,9 @@ IMPLEMENTATIONS = [logprobs._normalize_and_rank_torch, *([logprobs._normalize_an
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_normalizer_and_rank(implementation, dtype: torch.dtype) -> None:
+def test_normalizer_and_rank(
+    implementation: Callable[..., tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype
+) -> None:
     logits = (torch.randn(5, 5001, generator=torch.Generator().manual_seed(0)) * 4).to(DEVICE, dtype)
     logits[1, 100:5000] = -torch.inf  # a chunk with nothing in it
     logits[2] = 1.0

@@ -7,7 +7,8 @@ import torch
 
 from mini_infer.ops import norm
 
-SHAPES = pytest.mark.parametrize("shape", [(1, 384), (5, 100), (3, 3584), (33, 64), (2, 3, 80), (1, 1), (0, 64)], ids=str)
+SHAPES = pytest.mark.parametrize(
+    "shape", [(1, 384), (5, 100), (3, 3584), (33, 64), (2, 3, 80), (1, 1), (0, 64)], ids=str)
 EPS = 1e-5
 
 

@@ -80,7 +80,8 @@ def case(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device |
     return [x, torch.randint(0, 100, (num_tokens,), dtype=torch.int32).to(device), table]
 
 
-SHAPES = pytest.mark.parametrize("shape", [(1, 8, 64), (7, 3, 80), (2, 17, 96), (3, 1, 128), (1, 2, 256), (0, 2, 64)], ids=str)
+SHAPES = pytest.mark.parametrize(
+    "shape", [(1, 8, 64), (7, 3, 80), (2, 17, 96), (3, 1, 128), (1, 2, 256), (0, 2, 64)], ids=str)
 
 
 @SHAPES

@@ -18,6 +18,13 @@ def client(server: Running) -> OpenAI:
     return OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, _strict_response_validation=True)
 
 
+@pytest.fixture
+def lenient(server: Running) -> OpenAI:
+    """Without validation, for streams of plain completions: that OpenAI's chunks have a null finish_reason before the
+    last one, its own types forget."""
+    return OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+
+
 def aclient(server: Running) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0, _strict_response_validation=True)
 
@@ -115,13 +122,13 @@ class TestCompletions:
     def test_sixteen_tokens_unless_told(self, client: OpenAI) -> None:
         assert client.completions.create(model="dry", prompt="a").usage.completion_tokens == 16
 
-    def test_echo_and_stream(self, client: OpenAI) -> None:
+    def test_echo_and_stream(self, client: OpenAI, lenient: OpenAI) -> None:
         prompts = ["hello world", "user"]
         options = {"model": "dry", "prompt": prompts, "max_tokens": 5, "echo": True, "seed": 2}
         whole = client.completions.create(**options)
         assert all(choice.text.startswith(prompt) for choice, prompt in zip(whole.choices, prompts))
         texts = ["", ""]
-        for chunk in client.completions.create(**options, stream=True):
+        for chunk in lenient.completions.create(**options, stream=True):
             texts[chunk.choices[0].index] += chunk.choices[0].text
         assert texts == [choice.text for choice in whole.choices]
 
@@ -139,8 +146,8 @@ class TestCompletions:
                                          extra_body={"include_stop_str_in_output": True}).choices[0]
         assert kept.text == cut.text + stop
 
-    def test_usage_as_it_grows(self, client: OpenAI) -> None:
-        chunks = list(client.completions.create(
+    def test_usage_as_it_grows(self, lenient: OpenAI) -> None:
+        chunks = list(lenient.completions.create(
             model="dry", prompt="x", max_tokens=9, stream=True,
             stream_options={"include_usage": True, "continuous_usage_stats": True}))  # type: ignore
         counts = [chunk.usage.completion_tokens for chunk in chunks]
