@@ -20,7 +20,8 @@ QUESTIONS = [
 def main() -> None:
     llm = LLM()
     info = llm.info
-    print(f"{info.architecture} on {info.device} ({info.dtype}), {info.num_blocks} KV blocks of {info.block_size} tokens\n")
+    print(f"{info.architecture} on {info.device} ({info.dtype}), {info.num_blocks} KV blocks of {info.block_size} "
+          "tokens\n")
     conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
     for question, out in zip(QUESTIONS, llm.chat(conversations, temperature=0.0, max_tokens=200)):
         print(f"\033[1m{question}\033[0m\n  {out.text.strip()}\n")

@@ -9,7 +9,7 @@ import torch
 
 from mini_infer.config import BUNDLED_MODEL_DIR
 
-torch.set_num_threads(1)  # tests run side by side: threads that wait for each other's cores cost far more than they bring
+torch.set_num_threads(1)  # tests run side by side: threads that wait for each other's cores cost more than they bring
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

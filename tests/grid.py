@@ -85,7 +85,8 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
     for i in range(NUM_REQUESTS):
         own = [rng.randrange(VOCAB_SIZE) for _ in range(rng.randrange(1, 50))]
         prompt = shared + own if i % 3 == 0 else own
-        made.append((prompt, SamplingParams(max_tokens=MAX_TOKENS, logprobs=0, detokenize=False, **kinds[i % len(kinds)])))
+        made.append((prompt, SamplingParams(max_tokens=MAX_TOKENS, logprobs=0, detokenize=False,
+                                            **kinds[i % len(kinds)])))
     return made
 
 
@@ -167,14 +168,14 @@ def main() -> None:
         results = {cell: grid.check(cell) for cell in tqdm(chosen, desc="grid")}
     worst = max(error for _, error in results.values())
     same = sum(ok for ok, _ in results.values())
-    lines = [f"{same} of {len(results)} combinations gave identical tokens ({NUM_REQUESTS} requests each: greedy, seeded, "
-             f"filtered, penalised; fp32, {args.device}).", "",
+    lines = [f"{same} of {len(results)} combinations gave identical tokens ({NUM_REQUESTS} requests each: greedy, "
+             f"seeded, filtered, penalised; fp32, {args.device}).", "",
              f"Largest distance of a returned log-probability from a dense pass: {worst:.1e} (allowed: "
              f"{LOGPROB_TOLERANCE:.0e}).", "", *table(results, refused), ""]
     print("\n".join(lines))
     if args.out is not None:
-        title = "# The equivalence grid\n\nWritten by `make grid`; an entry counts the runs with both its row's and its " \
-                "column's setting.\n\n"
+        title = ("# The equivalence grid\n\nWritten by `make grid`; an entry counts the runs with both its row's and its "
+                 "column's setting.\n\n")
         args.out.write_text(title + "\n".join(lines), encoding="utf-8")
     failed = [cell for cell, (ok, error) in results.items() if not ok or error > LOGPROB_TOLERANCE]
     if failed:

@@ -38,7 +38,8 @@ def modules_imported(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.append(node.module)
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: relative import"
-    return [name.removeprefix("mini_infer").lstrip(".") or "__init__" for name in names if name.startswith("mini_infer")]
+    ours = [name for name in names if name.split(".")[0] == "mini_infer"]
+    return [name.removeprefix("mini_infer").lstrip(".") or "__init__" for name in ours]
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))

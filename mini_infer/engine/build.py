@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +108,8 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         scheduler_config = SchedulerConfig(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, max_model_len=max_model_len,
             block_size=block_size, num_blocks=num_blocks, enable_prefix_caching=config.enable_prefix_caching,
-            policy=config.scheduling_policy, eos_token_ids=model_config.eos_token_ids)
+            policy=config.scheduling_policy, eos_token_ids=model_config.eos_token_ids,
+            hash_key=secrets.token_bytes(16))
         try:
             runner, pool, state = make_runner(num_blocks)
         except RuntimeError as error:  # torch's out-of-memory errors, on either kind of device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -31,7 +32,7 @@ class LLM:
 
     def __init__(self, model: str | EngineConfig | None = None, **options: Any):
         self.config = make_config(model, options)
-        engine = build_engine(self.config, progress=True)
+        engine = build_engine(self.config, progress=sys.stderr.isatty())
         self.info: EngineInfo = engine.info
         self._loop = engine.loop
         source = self.config.tokenizer or self.info.model_path

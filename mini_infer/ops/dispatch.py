@@ -20,7 +20,7 @@ except ImportError:  # a CPU install
     class _Missing:
         """Stands for `triton` and `tl`: decorators pass through, annotations resolve to something."""
 
-        class constexpr:  # noqa: N801
+        class constexpr:
             """A module-level constant that kernels may read."""
 
             def __init__(self, value: Any):

@@ -35,7 +35,7 @@ def kv_budget_cuda(device: torch.device, gpu_memory_utilization: float, workspac
     budget = int(total * gpu_memory_utilization) - (total - free) - workspace
     if budget <= 0:
         raise ConfigError(
-            f"gpu_memory_utilization={gpu_memory_utilization} of {total / GIB:.1f} GiB leaves nothing for the KV cache: "
+            f"gpu_memory_utilization={gpu_memory_utilization} of {total / GIB:.1f} GiB leaves no room for KV blocks: "
             f"{(total - free) / GIB:.1f} GiB are in use after loading the weights and a step needs "
             f"{workspace / GIB:.1f} GiB; raise gpu_memory_utilization, lower max_num_batched_tokens, or free the GPU")
     return budget

@@ -99,8 +99,8 @@ class SlotState:
 
     def _fill_header(self, header: np.ndarray, plan: StepPlan, padded_seqs: int) -> None:
         num_seqs = len(plan.seqs)
-        _, _, slots, starts, counts, _, _, sample, _ = zip(*plan.seqs)
-        counts = np.array(counts, dtype=np.int32)
+        _, _, slots, starts, lengths, _, _, sample, _ = zip(*plan.seqs)
+        counts = np.array(lengths, dtype=np.int32)
         header[0, :num_seqs] = slots
         header[1, :num_seqs] = np.where(sample, header[0, :num_seqs], self.null_slot)
         header[2, :num_seqs] = np.array(starts, dtype=np.int32) + counts

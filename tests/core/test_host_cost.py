@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
-from benchmarks import common
+from benchmarks.common import write_result
 from benchmarks.host_cost import measure
 
 
@@ -17,9 +15,8 @@ def test_cost_is_flat_in_the_queue() -> None:
     assert long["total_ms"] < 3 * short["total_ms"]
 
 
-def test_result_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "RESULTS", tmp_path)
-    record = json.loads(common.write_result("probe", {"figure": 1}).read_text())
+def test_result_file(tmp_path: Path) -> None:
+    record = json.loads(write_result("probe", {"figure": 1}, tmp_path).read_text())
     assert record["name"] == "probe" and record["figure"] == 1
     assert set(record["machine"]) == {"cpu", "cores", "gpu", "python", "torch", "triton", "commit"}
     assert record["machine"]["cpu"] and record["machine"]["cores"] >= 1

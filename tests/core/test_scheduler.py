@@ -130,7 +130,7 @@ class TestBudget:
 class TestAdmission:
     def test_admitted_slot_tells_all(self) -> None:
         engine = Engine(config())
-        params = item(0, [1, 2, 3, 4, 5])
+        params = item(0, [1, 2, 3, 4, 5], max_tokens=8)
         engine.add(params)
         plan = engine.submit()
         assert plan is not None
@@ -164,6 +164,16 @@ class TestAdmission:
         assert first_rows == sorted(first_rows), "one after the other"
         stats = engine.scheduler.stats()
         assert (stats.requests_finished, stats.preemptions) == (2, 0)
+
+    def test_refused_head_costs_nothing_until_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        engine = Engine(config(num_blocks=8, max_num_batched_tokens=64))
+        engine.add(item(0, 20, max_tokens=4))
+        engine.add(item(1, 20, max_tokens=4))
+        tried: list[int] = []
+        admit = engine.scheduler._kv.admit
+        monkeypatch.setattr(engine.scheduler._kv, "admit", lambda r, reserve: tried.append(r.id) or admit(r, reserve))
+        engine.run()
+        assert tried == [0, 1, 1]
 
     def test_aborting_a_refused_head_lets_the_next_in(self) -> None:
         engine = Engine(config(num_blocks=8))

@@ -48,7 +48,8 @@ def test_params_as_keywords_one_or_one_each(llm: LLM) -> None:
     prompts = [[1, 2], [3, 4]]
     keywords = llm.generate(prompts, temperature=0.0, max_tokens=8, detokenize=False, use_tqdm=False)
     one = llm.generate(prompts, GREEDY, use_tqdm=False)
-    each = llm.generate(prompts, [GREEDY, SamplingParams(temperature=0.0, max_tokens=3, detokenize=False)], use_tqdm=False)
+    short = SamplingParams(temperature=0.0, max_tokens=3, detokenize=False)
+    each = llm.generate(prompts, [GREEDY, short], use_tqdm=False)
     assert [out.token_ids for out in keywords] == [out.token_ids for out in one]
     assert [len(out.token_ids) for out in each] == [8, 3]
 
@@ -73,7 +74,8 @@ def test_unseeded_requests_differ_and_engines_repeat(checkpoint: Path) -> None:
 def test_stop_tokens_eos_and_min_tokens(llm: LLM) -> None:
     free = llm.generate([9, 9], GREEDY, use_tqdm=False)[0].token_ids
     stop = free[3]
-    out = llm.generate([9, 9], temperature=0.0, max_tokens=8, stop_token_ids=[stop], detokenize=False, use_tqdm=False)[0]
+    out = llm.generate([9, 9], temperature=0.0, max_tokens=8, stop_token_ids=[stop], detokenize=False,
+                       use_tqdm=False)[0]
     assert out.token_ids == free[: free.index(stop) + 1]
     assert (out.finish_reason, out.outputs[0].stop_reason) == ("stop", stop)
     late = llm.generate([9, 9], temperature=0.0, max_tokens=8, min_tokens=6, stop_token_ids=[stop], detokenize=False,
@@ -114,7 +116,8 @@ def test_streams_interleave_and_closing_one_frees_it(checkpoint: Path) -> None:
     during = llm.generate([5, 6], GREEDY, use_tqdm=False)[0]
     one.close()
     other += list(two)
-    assert [token for delta in other for token in delta.token_ids] == llm.generate([3, 4], params, use_tqdm=False)[0].token_ids
+    want = llm.generate([3, 4], params, use_tqdm=False)[0].token_ids
+    assert [token for delta in other for token in delta.token_ids] == want
     assert during.token_ids == llm.generate([5, 6], GREEDY, use_tqdm=False)[0].token_ids
     assert idle(llm)
 
@@ -170,8 +173,8 @@ def test_bad_configurations_name_the_field(checkpoint: Path, options: dict, mess
 
 
 def test_the_other_names(checkpoint: Path) -> None:
-    config = EngineConfig(model=str(checkpoint), max_num_seqs=4, block_size=16, num_kv_blocks=64, skip_tokenizer_init=True,
-                          device="cpu")
+    config = EngineConfig(model=str(checkpoint), max_num_seqs=4, block_size=16, num_kv_blocks=64,
+                          skip_tokenizer_init=True, device="cpu")
     one = LLMEngine(config).generate([1, 2], max_tokens=5, temperature=0.0, detokenize=False, use_tqdm=False)[0]
     two = LLMEngine(model=str(checkpoint), device="cpu", num_kv_blocks=64, skip_tokenizer_init=True).generate(
         [1, 2], max_tokens=5, temperature=0.0, detokenize=False, use_tqdm=False)[0]

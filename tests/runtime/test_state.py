@@ -77,7 +77,8 @@ def test_an_upload_beyond_the_standing_buffer(device: str) -> None:
     """Many long admissions in one step (prefix hits cost no token budget) go through a buffer of their own."""
     length = 4000
     state = SlotState(64, length + 8, 256, NUM_BLOCKS, torch.device(device))
-    plan = StepPlan(0, [admitted(s, [s] * length, [s] * 16) for s in range(64)], [step(s, length - 1, 1) for s in range(64)])
+    plan = StepPlan(0, [admitted(s, [s] * length, [s] * 16) for s in range(64)],
+                    [step(s, length - 1, 1) for s in range(64)])
     state.upload(plan, params(64), 64)
     assert all(state.token_ids[s, :length].eq(s).all() for s in range(64))
     assert state.block_table[64].eq(NUM_BLOCKS).all()
