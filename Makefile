@@ -39,5 +39,8 @@ grid: setup  ## the equivalence grid, written to docs/grid.md
 bench: setup  ## the figures of docs/benchmarks.md, into benchmarks/results
 	$(BIN)/python -m benchmarks.cpu_suite
 
+charts: setup  ## benchmarks/results as pictures in docs/charts
+	$(BIN)/python -m benchmarks.charts
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info

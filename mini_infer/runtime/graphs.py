@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+Outputs = tuple[torch.Tensor, ...]
+
 
 def batch_ladder(max_num_seqs: int) -> list[int]:
     """Batch sizes to capture: dense where padding would cost a large share, sparse above."""
@@ -21,9 +23,9 @@ class StepGraphs:
     capture, and be free of host synchronisation; what it returns is overwritten by the next replay of any graph here.
     """
 
-    def __init__(self, prepare: Callable[[int], object], run: Callable[[int], torch.Tensor], sizes: list[int]):
+    def __init__(self, prepare: Callable[[int], object], run: Callable[[int], Outputs], sizes: list[int]):
         self._sizes = sorted(sizes)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Outputs]] = {}
         pool = torch.cuda.graph_pool_handle()
         for size in reversed(self._sizes):
             prepare(size)
@@ -31,16 +33,16 @@ class StepGraphs:
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
-                output = run(size)
-            self._graphs[size] = (graph, output)
+                outputs = run(size)
+            self._graphs[size] = (graph, outputs)
 
     def padded_size(self, num_seqs: int) -> int | None:
         """The smallest captured size that holds `num_seqs`, or None beyond the ladder."""
         index = bisect_left(self._sizes, num_seqs)
         return self._sizes[index] if index < len(self._sizes) else None
 
-    def replay(self, size: int) -> torch.Tensor:
-        """Run the captured step; returns its output tensor, valid until the next replay."""
-        graph, output = self._graphs[size]
+    def replay(self, size: int) -> Outputs:
+        """Run the captured step; returns its output tensors, valid until the next replay."""
+        graph, outputs = self._graphs[size]
         graph.replay()
-        return output
+        return outputs

@@ -7,10 +7,11 @@ import torch
 from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
 from mini_infer.models.decoder import Decoder
 from mini_infer.ops.inputs import ForwardBatch, prepare_inputs, write_tokens
+from mini_infer.ops.sampling import SamplingNeeds, sample
 from mini_infer.runtime.graphs import StepGraphs, batch_ladder
 from mini_infer.runtime.kv_pool import KVPool
 from mini_infer.runtime.pending import DeviceStep, PromptLogprobs
-from mini_infer.runtime.sampler import Sampler
+from mini_infer.runtime.sampler import SampleOutput, Sampler
 from mini_infer.runtime.state import Header, SlotState
 
 
@@ -30,7 +31,7 @@ class Runner:
     @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Capture the one-token-a-sequence step for the ladder of batch sizes (GPU only)."""
-        self._graphs = StepGraphs(self._state.idle_header, self._logits_of_single_tokens,
+        self._graphs = StepGraphs(self._state.idle_header, self._single_token_step,
                                   batch_ladder(self._state.num_slots))
 
     @torch.inference_mode()
@@ -40,30 +41,32 @@ class Runner:
         header = self._state.idle_header(1)
         header.seq_lens.fill_(num_tokens)
         header.cu_seqlens_q[1] = num_tokens
-        self._logits(self._batch(header, num_tokens, 1, num_tokens, num_tokens))
-        num_slots = self._state.num_slots
-        header = self._state.idle_header(num_slots)
-        logits = self._logits(self._batch(header, num_slots, num_slots, 1, 1))
-        self._sampler.sample(logits, [self._state.null_slot] * num_slots, header.slots, header.seq_lens,
-                             self._state.params, self._state.token_ids)
+        batch = self._batch(header, num_tokens, 1, num_tokens, num_tokens)
+        self._logits(self._model.forward(batch, self._caches), batch)
+        self._state.idle_header(self._state.num_slots)
+        self._single_token_step(self._state.num_slots)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> DeviceStep:
         """Enqueue the step and return at once (on a CPU: compute it)."""
         seqs = plan.seqs
         header, graph_size = self._upload(plan)
+        slots = [seq.slot for seq in seqs]
         prompt_logprobs: list[PromptLogprobs] = []
         if graph_size is not None:
             assert self._graphs is not None
-            logits = self._graphs.replay(graph_size)[: len(seqs)]
+            logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(graph_size))
+            needs = self._sampler.needs(slots)
+            if needs.plain and not needs.sampling.filtered:  # the graph has sampled already
+                return DeviceStep(plan, SampleOutput(token_ids, None, ()), prompt_logprobs)
         else:
             batch = self._batch(header, plan.num_tokens, len(seqs), max(seq.n for seq in seqs),
                                 max(seq.start + seq.n for seq in seqs))
             hidden = self._model.forward(batch, self._caches)
-            logits = self._model.logits(hidden[batch.logit_rows])
+            logits = self._logits(hidden, batch)
             prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
-        slots, positions = header.slots[: len(seqs)], header.seq_lens[: len(seqs)]
-        output = self._sampler.sample(logits, [seq.slot for seq in seqs], slots, positions, self._state.params,
+        positions = header.seq_lens[: len(seqs)]
+        output = self._sampler.sample(logits, slots, header.slots[: len(seqs)], positions, self._state.params,
                                       self._state.token_ids)
         write_tokens(self._state.token_ids, header.write_slots[: len(seqs)], positions, output.token_ids)
         return DeviceStep(plan, output, prompt_logprobs)
@@ -109,8 +112,17 @@ class Runner:
             seq_lens=seq_lens, slots=slots, block_table=self._state.block_table, logit_rows=cu_seqlens_q[1:] - 1,
             num_tokens=num_tokens, num_seqs=num_seqs, max_query_len=max_query_len, max_seq_len=max_seq_len)
 
-    def _logits(self, batch: ForwardBatch) -> torch.Tensor:
-        return self._model.logits(self._model.forward(batch, self._caches)[batch.logit_rows])
+    def _logits(self, hidden: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+        """Of each sequence's last token."""
+        if batch.num_tokens == batch.num_seqs:
+            return self._model.logits(hidden)
+        return self._model.logits(hidden[batch.logit_rows])
 
-    def _logits_of_single_tokens(self, num_seqs: int) -> torch.Tensor:
-        return self._logits(self._batch(self._state.header(num_seqs), num_seqs, num_seqs, 1, self._max_model_len))
+    def _single_token_step(self, num_seqs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole step in which each sequence has one token: what a graph holds. Returns (logits, token_ids)."""
+        header = self._state.header(num_seqs)
+        batch = self._batch(header, num_seqs, num_seqs, 1, self._max_model_len)
+        logits = self._logits(self._model.forward(batch, self._caches), batch)
+        token_ids = sample(logits, header.slots, header.seq_lens, self._state.params, SamplingNeeds(random=True))
+        write_tokens(self._state.token_ids, header.write_slots, header.seq_lens, token_ids)
+        return logits, token_ids
