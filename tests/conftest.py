@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before any op is imported: Triton decides when a kernel is defined
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mini_infer.config import BUNDLED_MODEL_DIR
 

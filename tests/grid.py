@@ -174,8 +174,8 @@ def main() -> None:
              f"{LOGPROB_TOLERANCE:.0e}).", "", *table(results, refused), ""]
     print("\n".join(lines))
     if args.out is not None:
-        title = ("# The equivalence grid\n\nWritten by `make grid`; an entry counts the runs with both its row's and its "
-                 "column's setting.\n\n")
+        title = ("# The equivalence grid\n\nWritten by `make grid`; an entry counts the runs with both its row's and "
+                 "its column's setting.\n\n")
         args.out.write_text(title + "\n".join(lines), encoding="utf-8")
     failed = [cell for cell, (ok, error) in results.items() if not ok or error > LOGPROB_TOLERANCE]
     if failed:

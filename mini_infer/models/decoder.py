@@ -30,17 +30,14 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(config, dtype)
 
     def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None, batch: ForwardBatch, rope_table: torch.Tensor,
-        kv_cache: KVCache,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x [T, H] is what the layer before computed and has not yet added to `residual` -> the same of this layer.
+        self, stream: torch.Tensor, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache
+    ) -> torch.Tensor:
+        """The residual stream [T, H] -> the stream with this layer's two contributions; it may be overwritten.
 
-        Leaving the addition to the next norm makes the two one kernel.
+        Each part gets its norm along, to be folded into its first matmul where that is faster.
         """
-        x, residual = self.input_layernorm(x, residual)
-        x = self.self_attn(x, batch, rope_table, kv_cache)
-        x, residual = self.post_attention_layernorm(x, residual)
-        return self.mlp(x), residual
+        stream = self.self_attn(stream, self.input_layernorm, batch, rope_table, kv_cache)
+        return self.mlp(stream, self.post_attention_layernorm)
 
 
 class Decoder(nn.Module):
@@ -88,12 +85,15 @@ class Decoder(nn.Module):
 
         `kv_caches` holds (k_cache, v_cache) of each layer, each [num_blocks + 1, num_kv_heads, block_size, head_dim].
         """
-        x, residual = self.embed_tokens(batch.input_ids), None
+        stream = self.embed_tokens(batch.input_ids)
         for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
-            x, residual = layer(x, residual, batch, self.rope_table, kv_cache)
-        x, _ = self.norm(x, residual)
-        return x
+            stream = layer(stream, batch, self.rope_table, kv_cache)
+        return self.norm(stream)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden [R, H], as `forward` left it -> logits [R, vocab_size], in the model's dtype."""
-        return self.embed_tokens.logits(hidden) if self.lm_head is None else self.lm_head(hidden)
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [R, H], as `forward` left it -> logits [R, vocab_size] in the model's dtype, into `out` if given."""
+        return (self.embed_tokens.logits if self.lm_head is None else self.lm_head)(hidden, out)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype

@@ -34,13 +34,17 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_windows[layer]
 
     def forward(
-        self, x: torch.Tensor, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache
+        self, stream: torch.Tensor, norm: RMSNorm, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache
     ) -> torch.Tensor:
-        """x [T, H] -> [T, H]; the keys and values of the step's tokens are in the cache afterwards."""
+        """stream [T, H] -> stream + attention(norm(stream)); the stream may be overwritten.
+
+        The keys and values of the step's tokens are in the cache afterwards.
+        """
         k_cache, v_cache = kv_cache
         q_norm = self.q_norm.weight if self.q_norm is not None else None
         k_norm = self.k_norm.weight if self.k_norm is not None else None
-        q = qkv_to_cache(self.qkv_proj(x), self.num_heads, self.num_kv_heads, self.head_dim, batch.positions,
-                         batch.slot_mapping, rope_table, k_cache, v_cache, q_norm, k_norm, self.norm_eps)
+        qkv = self.qkv_proj.of_norm(stream, norm)
+        q = qkv_to_cache(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch.positions, batch.slot_mapping,
+                         rope_table, k_cache, v_cache, q_norm, k_norm, self.norm_eps)
         out = paged_attention(q, k_cache, v_cache, batch, self.scale, self.sliding_window)
-        return self.o_proj(out.flatten(1))
+        return self.o_proj.add_to(stream, out.flatten(1))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mini_infer.nn.linear import empty_parameter
+from mini_infer.nn.parameter import empty_parameter
 from mini_infer.ops.linear import linear, pack_weight
 
 
@@ -23,9 +23,9 @@ class Embedding(nn.Module):
         """input_ids int [T] -> [T, hidden_size], a new tensor."""
         return F.embedding(input_ids, self.weight)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, hidden_size] -> [R, vocab_size] by the same table (Press and Wolf 2017, arXiv:1608.05859)."""
-        return linear(hidden, self.weight if self.packed is None else self.packed)
+        return linear(hidden, self.weight if self.packed is None else self.packed, out=out)
 
     def pack_for_logits(self) -> None:
         """Once loaded: where the fastest form to multiply with cannot be looked up in (on a CPU), keep both."""

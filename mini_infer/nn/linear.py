@@ -7,12 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
-from mini_infer.ops.linear import linear, pack_weight
-
-
-def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
-    """A parameter to be filled by the loader, on the device of the surrounding `with torch.device(...)`."""
-    return nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+from mini_infer.nn.norm import RMSNorm
+from mini_infer.nn.parameter import empty_parameter
+from mini_infer.ops.linear import linear, linear_add, norm_linear, norm_swiglu, pack_weight
 
 
 class Linear(nn.Module):
@@ -23,8 +20,12 @@ class Linear(nn.Module):
         self.weight = empty_parameter(out_features, in_features, dtype=dtype)
         self.bias = empty_parameter(out_features, dtype=dtype) if bias else None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return linear(x, self.weight, self.bias, out)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """residual [T, out_features] + forward(x); `residual` may be overwritten."""
+        return linear_add(x, self.weight, self.bias, residual)
 
     def pack(self) -> None:
         """Once loaded, bring the weight into the form that this device multiplies with fastest."""
@@ -40,6 +41,14 @@ class MergedLinear(Linear):
     def __init__(self, in_features: int, parts: Mapping[str, int], bias: bool, dtype: torch.dtype):
         super().__init__(in_features, sum(parts.values()), bias, dtype)
         self.parts = dict(parts)
+
+    def of_norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """forward(norm(x))."""
+        return norm_linear(x, norm.weight, norm.eps, self.weight, self.bias)
+
+    def swiglu_of_norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """SiLU(gate) * up of forward(norm(x)), the two parts being gate and up -> [T, out_features / 2]."""
+        return norm_swiglu(x, norm.weight, norm.eps, self.weight, self.bias)
 
 
 def weight_slots(model: nn.Module) -> dict[str, torch.Tensor]:

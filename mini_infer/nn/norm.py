@@ -1,12 +1,12 @@
-"""RMSNorm, alone or fused with the addition of the residual stream."""
+"""RMSNorm, alone or (nn/linear.py) folded into the layer that it feeds."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from mini_infer.nn.linear import empty_parameter
-from mini_infer.ops.norm import add_rms_norm, rms_norm
+from mini_infer.nn.parameter import empty_parameter
+from mini_infer.ops.norm import rms_norm
 
 
 class RMSNorm(nn.Module):
@@ -17,11 +17,6 @@ class RMSNorm(nn.Module):
         self.weight = empty_parameter(size, dtype=dtype)
         self.eps = eps
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Add x [T, H] to the residual stream (in place), then normalise it -> (normed, residual).
-
-        Where there is no stream yet, x (the embeddings) becomes it.
-        """
-        if residual is None:
-            return rms_norm(x, self.weight, self.eps), x
-        return add_rms_norm(x, residual, self.weight, self.eps)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., size] -> the same shape. A norm that feeds a linear layer is given to that layer instead."""
+        return rms_norm(x, self.weight, self.eps)

@@ -46,7 +46,7 @@ def paged_attention(
 # Sequences of one token share padded calls, a longer one has a call of its own; nothing loops over tokens or heads, and
 # no key is copied per query head.
 
-_ALIKE = 128  # tokens of context below which padding costs less than another call
+_CALL_WORTH = 2048  # keys of padding that cost about as much as another call
 _MAX_GATHER = 1 << 16  # tokens that one padded call may gather, padding included
 
 
@@ -83,7 +83,7 @@ def _paged_attention_torch(
         attended = _attend_rows(q if tokens is None else q[tokens], k_cache, v_cache, batch.block_table,
                                 batch.slots if everything else batch.slots[group], [lens[b] for b in group], scale,
                                 sliding_window)
-        if not attended.sum().isfinite():
+        if not attended.sum(dtype=torch.float32).isfinite():
             # Zero times a non-finite leftover behind some sequence's end is NaN: take the exact slices instead.
             attended = torch.cat([attend_one(b) for b in group])
         if tokens is None:
@@ -93,21 +93,24 @@ def _paged_attention_torch(
 
 
 def _alike(rows: list[int], lens: list[int]) -> list[list[int]]:
-    """Partition `rows` into groups whose padding to the longest at most doubles the work. Order kept if one will do."""
-    if not rows:
-        return []
+    """Partition `rows` into groups that are padded to their longest; one group, in order, where that will do."""
+
+    def alike(longest: int, count: int, total: int) -> bool:
+        padded = longest * count
+        return padded - total <= max(_CALL_WORTH, total) and padded <= _MAX_GATHER
+
     lengths = [lens[b] for b in rows]
-    longest = max(lengths)
-    if longest * len(rows) <= _MAX_GATHER and (longest <= _ALIKE or longest <= 2 * min(lengths)):
-        return [rows]
+    if not rows or alike(max(lengths), len(rows), sum(lengths)):
+        return [rows] if rows else []
     groups: list[list[int]] = []
+    longest = total = 0
     for b in sorted(rows, key=lens.__getitem__, reverse=True):
-        longest = lens[groups[-1][0]] if groups else 0
-        fits = longest * (len(groups[-1]) + 1) <= _MAX_GATHER if groups else False
-        if fits and (longest <= _ALIKE or longest <= 2 * lens[b]):
+        if groups and alike(longest, len(groups[-1]) + 1, total + lens[b]):
             groups[-1].append(b)
+            total += lens[b]
         else:
             groups.append([b])
+            longest = total = lens[b]
     return groups
 
 
@@ -223,7 +226,7 @@ SPLIT_TILES = {
 }
 # Keys per split by sequences x KV heads, the programs that there are anyhow: few programs need short splits to fill the
 # GPU, many need long ones to have little to merge.
-SPLIT_KEYS = ((16, 128), (64, 256), (256, 512), (1 << 30, 2048))
+SPLIT_KEYS = ((16, 128), (64, 256), (256, 512), (1 << 30, 4096))
 MERGE_SPLITS = 16  # splits that the merging kernel reads at a time
 
 

@@ -12,6 +12,8 @@ import torch
 
 from mini_infer.ops.dispatch import tl, triton, use_triton
 
+BLOCK = 256  # elements a program, whatever the size: each other value would be one more kernel to compile
+
 
 @dataclass(frozen=True)
 class ForwardBatch:
@@ -41,8 +43,7 @@ def scatter_runs(state: torch.Tensor, runs: torch.Tensor, values: torch.Tensor, 
     runs: int32 [K, 3] of (offset in state, offset in values, length); max_len: the longest length (host integer).
     """
     if use_triton(state):
-        block = min(1024, triton.next_power_of_2(max_len))
-        _scatter_runs_kernel[(runs.shape[0], triton.cdiv(max_len, block))](state, runs, values, BLOCK=block)
+        _scatter_runs_kernel[(runs.shape[0], triton.cdiv(max_len, BLOCK))](state, runs, values, BLOCK=BLOCK)
         return
     for target, source, length in runs.tolist():
         state[target : target + length] = values[source : source + length]
@@ -89,10 +90,9 @@ def _prepare_inputs_torch(slots, seq_lens, cu_seqlens_q, token_ids, block_table,
 def _prepare_inputs_triton(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens,
                            max_query_len):
     out = torch.empty(3, num_tokens, dtype=torch.int32, device=slots.device)
-    block = min(256, triton.next_power_of_2(max_query_len))
-    _prepare_inputs_kernel[(slots.shape[0], triton.cdiv(max_query_len, block))](
+    _prepare_inputs_kernel[(slots.shape[0], triton.cdiv(max_query_len, BLOCK))](
         slots, seq_lens, cu_seqlens_q, token_ids, block_table, out[0], out[1], out[2],
-        token_ids.stride(0), block_table.stride(0), BLOCK_SIZE=block_size, BLOCK=block)
+        token_ids.stride(0), block_table.stride(0), BLOCK_SIZE=block_size, BLOCK=BLOCK)
     return out[0], out[1], out[2]
 
 
@@ -121,13 +121,13 @@ def write_tokens(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.
     """
     if use_triton(token_ids):
         rows = slots.shape[0]
-        _write_tokens_kernel[(triton.cdiv(rows, 128),)](token_ids, slots, positions, tokens, rows,
-                                                        token_ids.stride(0), BLOCK=128)
+        _write_tokens_kernel[(triton.cdiv(rows, BLOCK),)](token_ids, slots, positions, tokens, rows,
+                                                        token_ids.stride(0), BLOCK=BLOCK)
         return
     token_ids[slots, positions] = tokens.clamp_min(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _write_tokens_kernel(token_ids_ptr, slots_ptr, positions_ptr, tokens_ptr, num_rows, token_stride,
                          BLOCK: tl.constexpr):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mini_infer.ops.activation import silu_and_mul
+from mini_infer.ops.dispatch import use_triton
+from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.skinny import Epilogue, max_skinny_rows, skinny_matmul
+
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     """The form of a weight [out, in] that `linear` multiplies with fastest; use it in place of `weight`, once loaded.
@@ -17,14 +22,53 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+           out: torch.Tensor | None = None) -> torch.Tensor:
     """x [T, in] times weight [out, in] transposed, plus bias [out] -> [T, out], in x.dtype, summed in float32.
 
-    `weight` is plain or comes from `pack_weight`.
+    `weight` is plain or comes from `pack_weight`. `out` takes the result (for a plain weight without bias).
     """
     if weight.is_mkldnn:
+        assert out is None, "a packed weight's result has a place of its own"
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if _is_skinny(x, weight):
+        return skinny_matmul(x, weight, Epilogue(bias=bias), out)
+    if out is not None:
+        assert bias is None, "out is for products without bias"
+        return torch.mm(x, weight.t(), out=out)
     return F.linear(x, weight, bias)
+
+
+def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
+                bias: torch.Tensor | None) -> torch.Tensor:
+    """linear(rms_norm(x)): x [T, in], norm_weight [in] -> [T, out]; one kernel for few rows on a GPU."""
+    if _is_skinny(x, weight):
+        return skinny_matmul(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
+    return linear(rms_norm(x, norm_weight, eps), weight, bias)
+
+
+def norm_swiglu(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
+                bias: torch.Tensor | None) -> torch.Tensor:
+    """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I]; one kernel for few rows on a GPU."""
+    if _is_skinny(x, weight):
+        return skinny_matmul(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
+    return silu_and_mul(linear(rms_norm(x, norm_weight, eps), weight, bias))
+
+
+def linear_add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+               residual: torch.Tensor) -> torch.Tensor:
+    """residual [T, out] + linear(x), rounded once, in the matmul's own epilogue; `residual` may be overwritten."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+    if _is_skinny(x, weight):
+        return skinny_matmul(x, weight, Epilogue(bias=bias, residual=residual))
+    if bias is not None:
+        residual += bias
+    return residual.addmm_(x, weight.t())
+
+
+def _is_skinny(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return use_triton(x) and x.shape[0] <= max_skinny_rows(weight)
 
 
 def _onednn_runs(dtype: torch.dtype) -> bool:

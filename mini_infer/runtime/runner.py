@@ -8,7 +8,7 @@ from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
 from mini_infer.models.decoder import Decoder
 from mini_infer.ops.inputs import ForwardBatch, prepare_inputs, write_tokens
 from mini_infer.ops.sampling import SamplingNeeds, sample
-from mini_infer.runtime.graphs import StepGraphs, batch_ladder
+from mini_infer.runtime.graphs import MAX_BATCH, StepGraphs, batch_ladder, context_ladder
 from mini_infer.runtime.kv_pool import KVPool
 from mini_infer.runtime.pending import DeviceStep, PromptLogprobs
 from mini_infer.runtime.sampler import SampleOutput, Sampler
@@ -26,13 +26,15 @@ class Runner:
         self._sampler = sampler
         self._max_model_len = max_model_len
         self._graphs: StepGraphs | None = None
+        rows = min(state.num_slots, MAX_BATCH) if state.table.is_cuda else 0
+        self._logits_buffer = torch.empty(rows, model.config.vocab_size, dtype=model.dtype, device=state.table.device)
         self._prompt_logprobs_asked: dict[int, AdmittedSlot] = {}  # by slot
 
     @torch.inference_mode()
     def capture_graphs(self) -> None:
         """Capture the one-token-a-sequence step for the ladder of batch sizes (GPU only)."""
         self._graphs = StepGraphs(self._state.idle_header, self._single_token_step,
-                                  batch_ladder(self._state.num_slots))
+                                  batch_ladder(self._state.num_slots), context_ladder(self._max_model_len))
 
     @torch.inference_mode()
     def warm_up(self, num_tokens: int) -> None:
@@ -43,8 +45,9 @@ class Runner:
         header.cu_seqlens_q[1] = num_tokens
         batch = self._batch(header, num_tokens, 1, num_tokens, num_tokens)
         self._logits(self._model.forward(batch, self._caches), batch)
-        self._state.idle_header(self._state.num_slots)
-        self._single_token_step(self._state.num_slots)
+        largest = self._logits_buffer.shape[0]
+        self._state.idle_header(largest)
+        self._single_token_step(largest, self._max_model_len)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> DeviceStep:
@@ -53,15 +56,15 @@ class Runner:
         header, graph_size = self._upload(plan)
         slots = [seq.slot for seq in seqs]
         prompt_logprobs: list[PromptLogprobs] = []
+        max_seq_len = max(seq.start + seq.n for seq in seqs)
         if graph_size is not None:
             assert self._graphs is not None
-            logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(graph_size))
+            logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(graph_size, max_seq_len))
             needs = self._sampler.needs(slots)
             if needs.plain and not needs.sampling.filtered:  # the graph has sampled already
                 return DeviceStep(plan, SampleOutput(token_ids, None, ()), prompt_logprobs)
         else:
-            batch = self._batch(header, plan.num_tokens, len(seqs), max(seq.n for seq in seqs),
-                                max(seq.start + seq.n for seq in seqs))
+            batch = self._batch(header, plan.num_tokens, len(seqs), max(seq.n for seq in seqs), max_seq_len)
             hidden = self._model.forward(batch, self._caches)
             logits = self._logits(hidden, batch)
             prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
@@ -118,11 +121,12 @@ class Runner:
             return self._model.logits(hidden)
         return self._model.logits(hidden[batch.logit_rows])
 
-    def _single_token_step(self, num_seqs: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _single_token_step(self, num_seqs: int, max_seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The whole step in which each sequence has one token: what a graph holds. Returns (logits, token_ids)."""
         header = self._state.header(num_seqs)
-        batch = self._batch(header, num_seqs, num_seqs, 1, self._max_model_len)
-        logits = self._logits(self._model.forward(batch, self._caches), batch)
+        batch = self._batch(header, num_seqs, num_seqs, 1, max_seq_len)
+        # All graphs share one buffer of logits, else each would hold its own.
+        logits = self._model.logits(self._model.forward(batch, self._caches), out=self._logits_buffer[:num_seqs])
         token_ids = sample(logits, header.slots, header.seq_lens, self._state.params, SamplingNeeds(random=True))
         write_tokens(self._state.token_ids, header.write_slots, header.seq_lens, token_ids)
         return logits, token_ids

@@ -56,8 +56,8 @@ class SquaredReLU(nn.Module):
         self.up = Linear(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(F.relu(self.up(x)).square())
+    def forward(self, stream: torch.Tensor, norm: nn.Module) -> torch.Tensor:
+        return stream + self.down(F.relu(self.up(norm(stream))).square())
 
 
 def test_a_part_of_a_layer_can_be_replaced(tmp_path):

@@ -79,7 +79,7 @@ def assert_close() -> Callable[[torch.Tensor, torch.Tensor], None]:
 
 @dataclass(frozen=True)
 class PagedCase:
-    """A ragged batch over a paged cache, where everything that must not be read is NaN."""
+    """A ragged batch over a paged cache, where everything that must not be read is garbage."""
 
     q: torch.Tensor  # [T, Hq, D], a strided view
     k_cache: torch.Tensor
@@ -117,6 +117,7 @@ def paged_case() -> Callable[..., PagedCase]:
         device: torch.device | str = "cpu",
         padding: int = 0,  # sequences of the null slot, a token each, and as many stray tokens behind them
         max_seq_len: int | None = None,
+        garbage: float = torch.nan,  # what lies where nothing may be read
         seed: int = 0,
     ) -> PagedCase:
         generator = torch.Generator().manual_seed(seed)
@@ -130,7 +131,7 @@ def paged_case() -> Callable[..., PagedCase]:
         num_blocks = sum(pages) + 3
         order = torch.randperm(num_blocks, generator=generator).tolist()
         spare = order[sum(pages):]
-        caches = [torch.full((num_blocks + 1, num_kv_heads, block_size, head_dim), torch.nan, dtype=dtype)
+        caches = [torch.full((num_blocks + 1, num_kv_heads, block_size, head_dim), garbage, dtype=dtype)
                   for _ in range(2)]
         num_slots = len(sequences) + 2
         state = torch.full((num_slots + 1, max(pages) + 7), spare[0], dtype=torch.int32)

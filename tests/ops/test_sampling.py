@@ -72,6 +72,7 @@ def test_distribution(row: Row) -> None:
 @pytest.mark.parametrize("row", [
     Row(temperature=0.7), Row(top_k=7), Row(top_k=300), Row(top_p=0.5), Row(top_p=0.999, temperature=4.0),
     Row(min_p=0.1), Row(temperature=2.0, min_p=0.003, top_k=60, top_p=0.9),
+    Row(temperature=5.0, min_p=0.05, top_p=0.1),  # min_p keeps more than the reference's candidates, top_p cuts inside
 ], ids=short)
 def test_filters_keep_what_transformers_keeps(row: Row) -> None:
     """Ours in the order temperature, min_p, top_k, top_p, against transformers' own warpers in that order."""
