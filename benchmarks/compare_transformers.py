@@ -51,6 +51,7 @@ class Transformers:
         self._model.generation_config.eos_token_id = None
         self._output_len = output_len
         self.dtype = str(self._model.dtype).removeprefix("torch.")
+        self.vocab_size: int = self._model.config.vocab_size
 
     @torch.inference_mode()
     def generate(self, prompts: Prompts) -> None:
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rng = random.Random(0)
 
     def prompts_of() -> Prompts:
-        return [rng.choices(range(theirs._model.config.vocab_size), k=args.input_len) for _ in range(args.requests)]
+        return [rng.choices(range(theirs.vocab_size), k=args.input_len) for _ in range(args.requests)]
 
     sides = {OURS_AT_ONCE: ours.generate, THEIRS_AT_ONCE: theirs.generate,
              OURS_SINGLY: singly(ours.generate), THEIRS_SINGLY: singly(theirs.generate)}
@@ -110,11 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     def speedup(ours: str, theirs: str) -> float:
         return round(best[theirs]["seconds"]["median"] / best[ours]["seconds"]["median"], 2)
 
-    figures = [
-        Figure(f"{args.requests} requests at once, against one by one", speedup(OURS_AT_ONCE, THEIRS_SINGLY), "×", 8),
-        Figure(f"{args.requests} requests at once, against one batch", speedup(OURS_AT_ONCE, THEIRS_AT_ONCE), "×", 2.5),
-        Figure("one request at a time, against the same", speedup(OURS_SINGLY, THEIRS_SINGLY), "×", 2),
-    ]
+    at_once = f"{args.requests} requests at once, against transformers"
+    figures = [Figure(f"{at_once} one by one", speedup(OURS_AT_ONCE, THEIRS_SINGLY), "×", 8),
+               Figure(f"{at_once} in one batch", speedup(OURS_AT_ONCE, THEIRS_AT_ONCE), "×", 2.5),
+               Figure("one request at a time, against transformers", speedup(OURS_SINGLY, THEIRS_SINGLY), "×", 2)]
     print(f"{args.requests} requests, {args.input_len} tokens in, {args.output_len} out, {ours.dtype}")
     print(f"{'side':<26} {'threads':>7} {'seconds':>9} {'min':>8} {'max':>8} {'tokens/s':>9}")
     for row in rows:

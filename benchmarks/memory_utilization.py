@@ -120,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     paged, whole = by_size[16], by_size[MAX_MODEL_LEN]
 
     print(f"{args.requests} requests, a KV cache of {args.pool_tokens} tokens, max_model_len {MAX_MODEL_LEN}")
-    print(f"{'KV held in':<16} {'utilisation':>11} {'5th percentile':>15} {'running':>8} {'steps':>7} {'preemptions':>12}")
+    print(f"{'KV held in':<16} {'utilisation':>11} {'5th percentile':>15} {'running':>8} {'steps':>7} "
+          f"{'preemptions':>12}")
     for row in rows:
         name = "one piece" if row is whole else f"blocks of {row['block_size']}"
         print(f"{name:<16} {row['utilisation']:>11.1%} {row['utilisation_p5']:>15.1%} {row['mean_running']:>8.1f} "

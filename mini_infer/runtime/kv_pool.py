@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 from mini_infer.config import ModelConfig
@@ -16,8 +19,7 @@ class KVPool:
 
     def __init__(self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_layers, 2, num_blocks + 1, config.num_kv_heads, block_size, config.head_dim)
-        # Zeroed: a masked-out score of 0 times leftover garbage could be NaN.
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = _zeros(shape, dtype, device)  # a masked-out score of 0 times leftover garbage could be NaN
         self.num_blocks = num_blocks
         self.block_size = block_size
 
@@ -29,3 +31,11 @@ class KVPool:
     @property
     def num_bytes(self) -> int:
         return self.data.numel() * self.data.element_size()
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on a CPU, memory that the system zeroes when it is first touched, so that a large pool starts at once."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    data = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(data).view(dtype).view(shape)
