@@ -118,14 +118,21 @@ TABLES: dict[str, Callable[[Result], str]] = {
 
 
 def with_tables(text: str, results: dict[str, Result]) -> str:
-    """A document with the tables between its marks made anew; `figures` and `machine` are about all benchmarks."""
+    """A document with the tables between its marks made anew; `figures` and `machine` are about all benchmarks.
 
-    def table(name: str) -> str:
+    A table whose result is missing stays as it is."""
+
+    def table(mark: re.Match[str]) -> str:
+        name = mark[2]
         if name in ("figures", "machine"):
-            return (figures_table if name == "figures" else machine_table)(results)
-        return TABLES[name](results[name])
+            content = (figures_table if name == "figures" else machine_table)(results)
+        elif name in results:
+            content = TABLES[name](results[name])
+        else:
+            return mark[0]
+        return f"{mark[1]}\n{content}\n\n{mark[3]}"
 
-    return MARKED.sub(lambda mark: f"{mark[1]}\n{table(mark[2])}\n\n{mark[3]}", text)
+    return MARKED.sub(table, text)
 
 
 # --------------------------------------------------------------------------------------------------------------- charts

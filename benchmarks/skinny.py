@@ -73,7 +73,7 @@ def main() -> None:
             entry = dict(model=model, product=product, n=n, k=k, m=m, floor_us=floor,
                          library_us=graph_time(library, copies))
             if m <= 16:
-                chosen = choose_tile(m, k)
+                chosen = choose_tile(m, n, k, gated)
                 timings = {tile: graph_time(partial(our_product, x, weights, epilogue, tile), copies)
                            for tile in dict.fromkeys([chosen, *candidates(m)])}
                 best = min(timings, key=timings.__getitem__)

@@ -11,10 +11,11 @@ import json
 import math
 import os
 from dataclasses import dataclass, field, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from mini_infer.protocol import RequestError
+from mini_infer.protocol import MAX_VOCAB_SIZE, RequestError
 
 BUNDLED_MODEL_DIR = Path(__file__).parent / "models" / "bundled" / "mini-infer-demo"
 BUNDLED_DRAFT_DIR = Path(__file__).parent / "models" / "bundled" / "mini-infer-demo-draft"
@@ -73,7 +74,6 @@ class ModelConfig:
     qk_norm: bool = False
     sliding_windows: tuple[int | None, ...] = ()  # a layer each; None is full attention, () means all are
     eos_token_ids: tuple[int, ...] = ()
-    bos_token_id: int | None = None
 
     def __post_init__(self) -> None:
         _check(self.num_heads % self.num_kv_heads == 0,
@@ -251,28 +251,51 @@ class EngineConfig:
     plugins: tuple[str, ...] = ()  # modules imported first in every process; they register model adapters or policies
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "model", os.fspath(self.model))
-        object.__setattr__(self, "plugins", tuple(self.plugins))
+        self._check_names()
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_kv_blocks",
                      "kv_cache_memory", "pipeline_depth", "threads"):
             value = self.__dict__[name]
             _check(value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1),
                    f"{name} must be a positive integer or None, got {value!r}")
         _check(self.dtype in ("auto", *DTYPES), f"dtype must be auto, {', '.join(DTYPES)}; got {self.dtype!r}")
-        _check(self.device in ("auto", "cpu", "cuda") or
-               (self.device.startswith("cuda:") and self.device[5:].isdigit()),
+        _check(isinstance(self.device, str) and
+               (self.device in ("auto", "cpu", "cuda") or
+                (self.device.startswith("cuda:") and self.device[5:].isdecimal())),
                f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        _check(isinstance(self.gpu_memory_utilization, (int, float)) and 0 < self.gpu_memory_utilization <= 1,
-               f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization!r}")
+        _check(isinstance(self.gpu_memory_utilization, (int, float)) and
+               not isinstance(self.gpu_memory_utilization, bool) and 0 < self.gpu_memory_utilization <= 1,
+               f"gpu_memory_utilization must be a number in (0, 1], got {self.gpu_memory_utilization!r}")
         _check(self.block_size is None or self.block_size in (8, 16, 32, 64, 128, 256),
                f"block_size must be 8, 16, 32, 64, 128 or 256, got {self.block_size!r}")
         _check(self.pipeline_depth in (None, 1, 2), f"pipeline_depth must be 1 or 2, got {self.pipeline_depth!r}")
         _check(self.load_format in ("auto", "safetensors", "dummy"),
                f"load_format must be auto, safetensors or dummy, got {self.load_format!r}")
-        _check(self.tensor_parallel_size == 1,
+        _check(self.tensor_parallel_size == 1 and not isinstance(self.tensor_parallel_size, bool),
                f"tensor_parallel_size={self.tensor_parallel_size!r} is not supported yet; the only value is 1")
         _check(isinstance(self.seed, int) and not isinstance(self.seed, bool),
                f"seed must be an integer, got {self.seed!r}")
+        for name in ("enable_prefix_caching", "skip_tokenizer_init", "enforce_eager"):
+            value = self.__dict__[name]
+            _check(isinstance(value, bool), f"{name} must be True or False, got {value!r}")
+
+    def _check_names(self) -> None:
+        """Names and paths become plain strings, so that a configuration can be written as JSON."""
+        for name in ("model", "tokenizer"):
+            value = self.__dict__[name]
+            if isinstance(value, os.PathLike):
+                value = os.fspath(value)
+                object.__setattr__(self, name, value)
+            _check((isinstance(value, str) and value != "") or (name == "tokenizer" and value is None),
+                   f"{name} must name a directory{' or be None' if name == 'tokenizer' else ' or a hub id'}, "
+                   f"got {value!r}")
+        _check(isinstance(self.plugins, (list, tuple)),
+               f"plugins must be a list of modules, got {self.plugins!r}; for one, write [{self.plugins!r}]")
+        plugins = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in self.plugins)
+        _check(all(isinstance(each, str) and each for each in plugins),
+               f"plugins must be a list of module names or .py files, got {self.plugins!r}")
+        object.__setattr__(self, "plugins", plugins)
+        _check(isinstance(self.scheduling_policy, str),
+               f"scheduling_policy must be the name of a policy, got {self.scheduling_policy!r}")
 
     @property
     def tokenizer_path(self) -> str:
@@ -288,20 +311,25 @@ class SchedulerConfig:
     max_model_len: int
     block_size: int
     num_blocks: int
+    vocab_size: int = MAX_VOCAB_SIZE  # prompts hold token ids below it
     enable_prefix_caching: bool = True
     policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()
     watermark: float = 0.01  # share of the blocks kept free at admission, so that running requests can grow
-    hash_key: bytes = b"mini-infer"  # keys the prefix hashes; a server draws a random one at start
+    hash_key: bytes = b"mini-infer"  # keys the prefix hashes; an engine draws a random one at start
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks",
+                     "vocab_size"):
             _check(self.__dict__[name] >= 1, f"{name} must be at least 1, got {self.__dict__[name]}")
         _check(self.num_blocks * self.block_size >= self.max_model_len,
                f"max_model_len={self.max_model_len} needs {-(-self.max_model_len // self.block_size)} KV blocks of "
                f"{self.block_size} tokens but there are {self.num_blocks}; lower max_model_len or raise num_kv_blocks, "
                "kv_cache_memory or gpu_memory_utilization")
         _check(0 <= self.watermark < 1, f"watermark must be in [0, 1), got {self.watermark}")
+        _check(len(self.hash_key) <= blake2b.MAX_KEY_SIZE,
+               f"hash_key must be at most {blake2b.MAX_KEY_SIZE} bytes long, as BLAKE2b takes no more, "
+               f"got {len(self.hash_key)}")
 
 
 __all__ = ["BUNDLED_DRAFT_DIR", "BUNDLED_MODEL_DIR", "DTYPES", "DTYPE_BYTES", "ConfigError", "EngineConfig", "HFFields",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
 MAX_N = 128
+MAX_VOCAB_SIZE = 2**31  # token ids are 32-bit integers on the device
 
 
 class RequestError(ValueError):
@@ -139,7 +140,35 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
     for name, token_ids in by_field.items():
         for token_id in token_ids:
             if not 0 <= token_id < vocab_size:
-                raise RequestError(f"{name} has token id {token_id}, outside the vocabulary of {vocab_size}", name)
+                raise _outside_vocabulary(name, token_id, vocab_size)
+
+
+def check_prompt(token_ids: list[int], vocab_size: int, max_model_len: int) -> None:
+    """A prompt is a list of ids that the model knows, not empty, with room for a token of output. Raises `RequestError`.
+
+    The door asks, to refuse a request before anything is done for it; the scheduler asks again, as it trusts nobody.
+    """
+    if not token_ids:
+        raise RequestError("prompt must not be empty", "prompt")
+    if len(token_ids) >= max_model_len:
+        raise prompt_too_long(len(token_ids), max_model_len)
+    if set(map(type, token_ids)) != {int}:
+        wrong = next(token for token in token_ids if type(token) is not int)
+        raise RequestError(f"prompt must be text or a list of token ids, got an element {wrong!r}", "prompt")
+    low, high = min(token_ids), max(token_ids)
+    if low < 0 or high >= vocab_size:
+        raise _outside_vocabulary("prompt", low if low < 0 else high, vocab_size)
+
+
+def prompt_too_long(num_tokens: int | str, max_model_len: int) -> RequestError:
+    """The refusal of a prompt of `num_tokens`, a number or words such as "over 4096"."""
+    return RequestError(
+        f"This model's maximum context length is {max_model_len} tokens. However, your prompt has {num_tokens} tokens, "
+        "which leaves no room for the output. Please shorten the prompt.", "prompt", "context_length_exceeded")
+
+
+def _outside_vocabulary(param: str, token_id: int, vocab_size: int) -> RequestError:
+    return RequestError(f"{param} has token id {token_id}, outside the vocabulary of {vocab_size}", param)
 
 
 @dataclass(frozen=True)

@@ -36,16 +36,15 @@ class LocalModel:
 
     def __init__(self, config: EngineConfig, params: SamplingParams):
         from mini_infer.engine.llm import LLM  # loads torch, which a remote chat does without
-        from mini_infer.text.chat_template import ChatTemplate, require_chat_template
+        from mini_infer.text.chat_template import require_chat_template
 
-        self._llm = llm = LLM(config)
-        self._template = require_chat_template(ChatTemplate.load(config.tokenizer or llm.model_path, llm.tokenizer))
+        self._llm = LLM(config)
+        require_chat_template(self._llm.chat_template)  # refused now, not at the first question
         self._params = params
         self.name = Path(config.model).name
 
     def answer(self, messages: list[Message]) -> Iterator[str]:
-        prompt = self._llm.tokenizer.encode(self._template.render(messages), add_special_tokens=False)
-        return self._llm.stream(prompt, self._params)
+        return self._llm.stream_chat(messages, self._params)
 
 
 class RemoteModel:

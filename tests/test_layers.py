@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import mini_infer
+
 PACKAGE = Path(__file__).parents[1] / "mini_infer"
 
 # A folder (or top-level file) and what it may import of the package besides itself.
@@ -62,6 +64,12 @@ def loaded_after(statement: str) -> set[str]:
 @pytest.mark.parametrize("module", ["mini_infer", "mini_infer.config", "mini_infer.core.scheduler"])
 def test_the_light_parts_import_nothing_heavy(module: str) -> None:
     assert not loaded_after(f"import {module}") & HEAVY
+
+
+def test_the_package_says_what_it_offers_without_loading_it() -> None:
+    assert not loaded_after("import mini_infer; assert 'LLM' in dir(mini_infer)") & HEAVY
+    assert dir(mini_infer) == sorted(mini_infer.__all__)
+    assert all(getattr(mini_infer, name) is not None for name in dir(mini_infer))
 
 
 def test_the_front_does_not_import_torch() -> None:

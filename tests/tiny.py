@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tests.server.model_dir import SMALL, write_model_dir
+
 VOCAB_SIZE = 256
 
 
@@ -19,6 +21,12 @@ def write_checkpoint(directory: Path, seed: int = 0, **changes: object) -> Path:
     model = Qwen3ForCausalLM(Qwen3Config(**{**shape, **changes})).float()
     model.save_pretrained(directory)
     return directory
+
+
+def write_chat_model(directory: Path) -> Path:
+    """The same with a tokenizer and a chat template."""
+    write_model_dir(directory, SMALL)
+    return write_checkpoint(directory, vocab_size=512)
 
 
 def reference_logprobs(directory: Path, token_ids: list[int]) -> torch.Tensor:

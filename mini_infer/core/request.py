@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mini_infer.protocol import AddRequest, RequestError, SamplingParams
+from mini_infer.protocol import MAX_VOCAB_SIZE, AddRequest, SamplingParams, check_prompt
 
 
 class RequestStatus(Enum):
@@ -55,9 +54,9 @@ class Request:
 
     @classmethod
     def create(cls, item: AddRequest, order: int, epoch: int, arrival: float, max_model_len: int,
-               eos_token_ids: tuple[int, ...]) -> Request:
+               eos_token_ids: tuple[int, ...], vocab_size: int = MAX_VOCAB_SIZE) -> Request:
         """Build a waiting request. Raises RequestError, naming the field, when it could never be served."""
-        check_prompt(item.prompt_token_ids, max_model_len)
+        check_prompt(item.prompt_token_ids, vocab_size, max_model_len)
         params = item.params
         prompt_len = len(item.prompt_token_ids)
         max_len = max_model_len if params.max_tokens is None else min(max_model_len, prompt_len + params.max_tokens)
@@ -80,20 +79,3 @@ class Request:
     def wants_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of its prompt are still to be delivered. Position 0 has none."""
         return self.params.prompt_logprobs is not None and self.num_prompt_logprobs < self.prompt_len - 1
-
-
-def check_prompt(token_ids: list[int], max_model_len: int) -> None:
-    """Raise RequestError when a prompt is empty, leaves no room for output, or holds what cannot be a token id."""
-    if not token_ids:
-        raise RequestError("the prompt must hold at least one token", "prompt")
-    if len(token_ids) >= max_model_len:
-        raise RequestError(
-            f"This model's maximum context length is {max_model_len} tokens, but the prompt has {len(token_ids)} and "
-            "at least one token must be left for the output. Shorten the prompt.",
-            "prompt", "context_length_exceeded")
-    try:
-        array("i", token_ids)  # rejects, at C speed, what is no 32-bit integer
-    except (TypeError, OverflowError):
-        raise RequestError("prompt token ids must be 32-bit integers", "prompt") from None
-    if min(token_ids) < 0:
-        raise RequestError(f"prompt token ids must not be negative, got {min(token_ids)}", "prompt")

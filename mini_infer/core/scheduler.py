@@ -63,8 +63,8 @@ class Scheduler:
         if item.request_id in self._requests:
             raise RequestError(f"request_id {item.request_id} is in use by an unfinished request", "request_id")
         arrival = item.arrival_time or self._clock()
-        request = Request.create(item, next(self._orders), next(self._epochs), arrival,
-                                 self.config.max_model_len, self.config.eos_token_ids)
+        request = Request.create(item, next(self._orders), next(self._epochs), arrival, self.config.max_model_len,
+                                 self.config.eos_token_ids, self.config.vocab_size)
         self._requests[request.id] = request
         self._waiting.push(request)
         self._head_refused = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,8 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig
+from mini_infer.config import ConfigError, EngineConfig, ModelConfig
 from mini_infer.core.scheduler import Scheduler
+from mini_infer.engine.defaults import CPU_DEFAULTS, GPU_DEFAULTS, Limits, make_scheduler_config, pick_limits
 from mini_infer.engine.executor import LocalExecutor
 from mini_infer.engine.loop import EngineLoop
 from mini_infer.models.hub import resolve
@@ -25,19 +25,7 @@ from mini_infer.runtime.sampler import Sampler
 from mini_infer.runtime.state import SlotState
 
 
-@dataclass(frozen=True)
-class DeviceDefaults:
-    """What is chosen where the user did not."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_size: int
-    pipeline_depth: int
-
-
-CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1)
 SMALL_MODEL = 30_000_000  # parameters; below, waiting for a second thread costs more than it brings at batch 1
-GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2)
 
 
 @dataclass(frozen=True)
@@ -76,42 +64,30 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         device = pick_device(config.device)
         dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
         dtype: torch.dtype = getattr(torch, dtype_name)
-        defaults = GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS
-        max_model_len = pick_max_model_len(config, model_config)
-        max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
-        max_num_batched_tokens = config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs)
-        block_size = config.block_size or defaults.block_size
-        pipeline_depth = config.pipeline_depth or defaults.pipeline_depth
+        limits = pick_limits(config, model_config, GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
+        block_size = limits.block_size
     with phases.phase("weights"):
         model = load_model(model_dir, model_config, adapter, dtype=dtype, device=device, load_format=config.load_format,
-                           progress=progress, max_model_len=max_model_len, seed=config.seed)
+                           progress=progress, max_model_len=limits.max_model_len, seed=config.seed)
         _synchronize(device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif device.type == "cpu" and model.num_parameters < SMALL_MODEL:
         torch.set_num_threads(1)
 
-    def make_runner(num_blocks: int) -> tuple[Runner, KVPool, SlotState]:
+    def make_runner(num_blocks: int, max_model_len: int) -> tuple[Runner, KVPool, SlotState]:
         pool = KVPool(model_config, num_blocks, block_size, dtype, device)
-        state = SlotState(max_num_seqs, max_model_len, block_size, num_blocks, device)
-        sampler = Sampler(model_config.vocab_size, max_num_seqs, device, model_config.eos_token_ids, config.seed)
+        state = SlotState(limits.max_num_seqs, max_model_len, block_size, num_blocks, device)
+        sampler = Sampler(model_config.vocab_size, limits.max_num_seqs, device, model_config.eos_token_ids, config.seed)
         return Runner(model, pool, state, sampler, max_model_len), pool, state
 
     with phases.phase("warm-up"):
-        largest_step = min(max_num_batched_tokens, max_model_len)
-        workspace = _measure_workspace(make_runner, largest_step, device)
+        workspace = _measure_workspace(make_runner, limits, device)
     with phases.phase("kv pool"):
-        num_blocks = _num_blocks(config, model_config, dtype_name, device, block_size, max_num_seqs, max_model_len,
-                                 workspace)
-        if config.max_model_len is None:
-            max_model_len = min(max_model_len, num_blocks * block_size)
-        scheduler_config = SchedulerConfig(
-            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, max_model_len=max_model_len,
-            block_size=block_size, num_blocks=num_blocks, enable_prefix_caching=config.enable_prefix_caching,
-            policy=config.scheduling_policy, eos_token_ids=model_config.eos_token_ids,
-            hash_key=secrets.token_bytes(16))
+        num_blocks = _num_blocks(config, model_config, dtype_name, device, limits, workspace)
+        scheduler_config = make_scheduler_config(config, model_config, limits, num_blocks)
         try:
-            runner, pool, state = make_runner(num_blocks)
+            runner, pool, state = make_runner(num_blocks, scheduler_config.max_model_len)
         except RuntimeError as error:  # torch's out-of-memory errors, on either kind of device
             size = num_blocks * _block_bytes(model_config, dtype_name, block_size) / 1e9
             raise ConfigError(f"no memory for {num_blocks} KV blocks of {block_size} tokens ({size:.1f} GB): lower "
@@ -129,11 +105,11 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
     scheduler = Scheduler(scheduler_config, time.monotonic)
     info = EngineInfo(
         model_path=str(model_dir), architecture=model_config.architecture, device=str(device), dtype=dtype_name,
-        vocab_size=model_config.vocab_size, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens, block_size=block_size, num_blocks=num_blocks,
-        pipeline_depth=pipeline_depth, eos_token_ids=list(model_config.eos_token_ids),
+        vocab_size=model_config.vocab_size, max_model_len=scheduler_config.max_model_len,
+        max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens, block_size=block_size,
+        num_blocks=num_blocks, pipeline_depth=limits.pipeline_depth, eos_token_ids=list(model_config.eos_token_ids),
         startup_seconds=phases.seconds, memory_bytes=memory)
-    return Engine(EngineLoop(scheduler, LocalExecutor(runner), pipeline_depth), info)
+    return Engine(EngineLoop(scheduler, LocalExecutor(runner), limits.pipeline_depth), info)
 
 
 def pick_device(name: str) -> torch.device:
@@ -147,41 +123,31 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def pick_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
-    """Raises ConfigError when more positions are asked for than the model has."""
-    if config.max_model_len is None:
-        return model_config.max_position_embeddings
-    if config.max_model_len > model_config.max_position_embeddings:
-        raise ConfigError(f"max_model_len={config.max_model_len} is beyond the model's max_position_embeddings "
-                          f"({model_config.max_position_embeddings}); lower it")
-    return config.max_model_len
-
-
 def _block_bytes(model_config: ModelConfig, dtype: str, block_size: int) -> int:
     return model_config.kv_bytes_per_token(dtype) * block_size
 
 
-def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: str, device: torch.device, block_size: int,
-                max_num_seqs: int, max_model_len: int, workspace: int) -> int:
+def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: str, device: torch.device, limits: Limits,
+                workspace: int) -> int:
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
-    block_bytes = _block_bytes(model_config, dtype, block_size)
+    block_bytes = _block_bytes(model_config, dtype, limits.block_size)
     if config.kv_cache_memory is not None:
         budget = config.kv_cache_memory
     elif device.type == "cuda":
         budget = kv_budget_cuda(device, config.gpu_memory_utilization, workspace)
     else:
-        blocks_per_seq = -(-max_model_len // block_size)
-        budget = kv_budget_cpu(blocks_per_seq * max_num_seqs * block_bytes + block_bytes)
+        blocks_per_seq = -(-limits.max_model_len // limits.block_size)
+        budget = kv_budget_cpu(blocks_per_seq * limits.max_num_seqs * block_bytes + block_bytes)
     num_blocks = budget // block_bytes - 1  # one is the null block
     if num_blocks < 1:
-        raise ConfigError(f"the KV cache may take {budget / 1e6:.1f} MB but one block of {block_size} tokens needs "
+        raise ConfigError(f"the KV cache may take {budget / 1e6:.1f} MB but one block of {limits.block_size} tokens needs "
                           f"{block_bytes / 1e6:.1f} MB, and there are two at least; raise kv_cache_memory or "
                           "gpu_memory_utilization, or lower block_size")
     return num_blocks
 
 
-def _measure_workspace(make_runner: Callable, largest_step: int, device: torch.device) -> int:
+def _measure_workspace(make_runner: Callable, limits: Limits, device: torch.device) -> int:
     """Bytes a step takes beyond weights and KV: the peak of the largest chunk, and again for the graphs.
 
     The trial runs on a pool of one block; it compiles the kernels as well. On a CPU memory is taken as it is needed,
@@ -191,8 +157,8 @@ def _measure_workspace(make_runner: Callable, largest_step: int, device: torch.d
         return 0
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    runner, pool, state = make_runner(1)
-    runner.warm_up(largest_step)
+    runner, pool, state = make_runner(1, limits.max_model_len)
+    runner.warm_up(min(limits.max_num_batched_tokens, limits.max_model_len))
     _synchronize(device)
     trial = pool.num_bytes + state.num_bytes
     return torch.cuda.max_memory_allocated(device) - before - trial

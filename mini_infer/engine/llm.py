@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.engine.build import build_engine
 from mini_infer.protocol import AddRequest, EngineInfo, EngineStats, RequestError, SamplingParams
-from mini_infer.text.chat_template import ChatTemplate
+from mini_infer.text.chat_template import ChatTemplate, require_chat_template
 from mini_infer.text.door import Door, PreparedRequest, Prompt, expand
 from mini_infer.text.output import CompletionDelta, OutputProcessor, RequestAssembler, RequestOutput
 from mini_infer.text.tokenizer import Tokenizer
@@ -37,7 +37,7 @@ class LLM:
         self._loop = engine.loop
         source = self.config.tokenizer or self.info.model_path
         self._tokenizer = None if self.config.skip_tokenizer_init else Tokenizer.load(source)
-        self._chat_template = None if self._tokenizer is None else ChatTemplate.load(source, self._tokenizer)
+        self.chat_template = None if self._tokenizer is None else ChatTemplate.load(source, self._tokenizer)
         self._door = Door(self._tokenizer, self.info.vocab_size, self.info.max_model_len)
         self._processor = OutputProcessor(self._tokenizer)
         self._inboxes: dict[int, list[CompletionDelta]] = {}  # by sequence: what its reader has not taken yet
@@ -77,25 +77,38 @@ class LLM:
              sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
              tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
              continue_final_message: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
-             **params: Any) -> list[RequestOutput]:
+             priority: int | Sequence[int] = 0, cache_salt: str = "", **params: Any) -> list[RequestOutput]:
         """Answer one conversation or many; messages are OpenAI's. Raises RequestError like `generate`."""
+        template = require_chat_template(self.chat_template)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        if self._chat_template is None:
-            raise RequestError("this model has no chat template; use generate", "messages")
-        template = self._chat_template
         prompts = [template.render(conversation, tools=tools, add_generation_prompt=add_generation_prompt,  # type: ignore[arg-type]
                                    continue_final_message=continue_final_message,
                                    chat_template_kwargs=chat_template_kwargs) for conversation in conversations]
         each = _as_params(sampling_params, params, len(prompts))
         # Templates write the special tokens themselves.
-        return self._run(self._door.prepare_batch(prompts, each, add_special_tokens=False), 0, "", use_tqdm)
+        return self._run(self._door.prepare_batch(prompts, each, add_special_tokens=False), priority, cache_salt,
+                         use_tqdm)
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None, **params: Any) -> Iterator[str]:
         """Complete one prompt, yielding text as it is made. Closing the iterator ends the request."""
+        return self._stream_text(prompt, sampling_params, params, add_special_tokens=True)
+
+    def stream_chat(self, messages: Sequence[Message], sampling_params: SamplingParams | None = None, *,
+                    tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
+                    continue_final_message: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
+                    **params: Any) -> Iterator[str]:
+        """Answer one conversation, yielding text as it is made. Closing the iterator ends the request."""
+        prompt = require_chat_template(self.chat_template).render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message, chat_template_kwargs=chat_template_kwargs)
+        return self._stream_text(prompt, sampling_params, params, add_special_tokens=False)
+
+    def _stream_text(self, prompt: Prompt, sampling_params: SamplingParams | None, params: Mapping[str, Any],
+                     add_special_tokens: bool) -> Iterator[str]:
         (one,) = _as_params(sampling_params, params, 1)
         if one.n != 1:
             raise RequestError("n must be 1 in a stream", "n")
-        prepared = self._door.prepare(prompt, one)
+        prepared = self._door.prepare(prompt, one, add_special_tokens=add_special_tokens)
         return (delta.text for delta in self._stream(prepared) if delta.text)
 
     def _stream(self, prepared: PreparedRequest) -> Iterator[CompletionDelta]:

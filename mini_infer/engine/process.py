@@ -51,7 +51,10 @@ def build(config: EngineConfig, sim: SimConfig | None) -> tuple[EngineLoop, Engi
     if sim is not None:
         from mini_infer.engine.dry_run import make_dry_engine
 
-        return make_dry_engine(config, sim)
+        loop, info = make_dry_engine(config, sim)
+        for name, seconds in info.startup_seconds.items():
+            log_phase(name, seconds)
+        return loop, info
     start = time.perf_counter()
     from mini_infer.engine.build import build_engine
 

@@ -70,7 +70,6 @@ class ModelAdapter:
                               f"{num_heads}, and there is no head_dim")
         num_layers = fields.integer("num_hidden_layers")
         max_position_embeddings = fields.integer("max_position_embeddings")
-        bos = token_id_list(raw.get("bos_token_id"), "bos_token_id")
         return ModelConfig(
             architecture=raw["architectures"][0],
             vocab_size=fields.integer("vocab_size"),
@@ -87,7 +86,6 @@ class ModelAdapter:
             dtype=hf_dtype(raw),
             sliding_windows=self.sliding_windows(fields, num_layers),
             eos_token_ids=token_id_list(raw.get("eos_token_id"), "eos_token_id"),
-            bos_token_id=bos[0] if bos else None,
         )
 
     def sliding_windows(self, fields: HFFields, num_layers: int) -> tuple[int | None, ...]:

@@ -13,7 +13,7 @@ class Llama(ModelAdapter):
     """Llama 2 and 3 (arXiv:2307.09288, arXiv:2407.21783), and the many models that share the architecture."""
 
     architectures = ("LlamaForCausalLM",)
-    defaults = {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}  # noqa: RUF012
+    defaults = {"max_position_embeddings": 2048, "eos_token_id": 2}  # noqa: RUF012
 
     def config(self, raw: dict[str, Any]) -> ModelConfig:
         fields = HFFields(raw)
@@ -26,7 +26,7 @@ class Mistral(ModelAdapter):
 
     architectures = ("MistralForCausalLM",)
     defaults = {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096,  # noqa: RUF012
-                "bos_token_id": 1, "eos_token_id": 2}
+                "eos_token_id": 2}
 
     def sliding_windows(self, fields: HFFields, num_layers: int) -> tuple[int | None, ...]:
         window = fields.integer("sliding_window") if fields.has("sliding_window") else None

@@ -6,13 +6,31 @@ table. Tokens sampled by earlier steps are already in the slot table, so a decod
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
 from mini_infer.ops.dispatch import tl, triton, use_triton
 
 BLOCK = 256  # elements a program, whatever the size: each other value would be one more kernel to compile
+
+
+T = TypeVar("T")
+
+
+class Shared:
+    """What a torch reference makes in a step's first layer and finds again in the others (kernels need none of it)."""
+
+    def __init__(self) -> None:
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned when this step first asked for `key`."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
 
 @dataclass(frozen=True)
@@ -35,6 +53,7 @@ class ForwardBatch:
     num_seqs: int  # B
     max_query_len: int  # max over b of n
     max_seq_len: int  # upper bound on seq_lens, for sizing grids
+    shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
 
 def scatter_runs(state: torch.Tensor, runs: torch.Tensor, values: torch.Tensor, max_len: int) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from mini_infer.ops.dispatch import tl, triton, use_triton
-from mini_infer.ops.rope import _apply_rope_torch, load_cos_sin
+from mini_infer.ops.inputs import Shared
+from mini_infer.ops.rope import _rotate_torch, _rotations_torch, load_cos_sin
 
 
 def write_kv(
@@ -86,7 +87,7 @@ def _qkv_to_cache_torch(
         qk = qk.to(torch.float32, copy=True)
         norms = torch.linalg.vector_norm(qk, dim=-1, keepdim=True)
         qk.mul_(norms.square_().div_(head_dim).add_(eps).rsqrt_()).mul_(weights)
-    qk = _apply_rope_torch(qk, positions, table).to(qkv.dtype)
+    qk = _rotate_torch(qk.float(), *_rotations_torch(positions, table)).to(qkv.dtype)
     _write_kv_torch(qk[:, num_heads:], v, slot_mapping, k_cache, v_cache)
     return qk[:, :num_heads]
 

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467), alone or after a residual addition."""
+"""Root-mean-square normalisation (Zhang and Sennrich 2019, arXiv:1910.07467)."""
 
 from __future__ import annotations
 
@@ -13,80 +13,36 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return _rms_norm_triton(x, weight, eps) if use_triton(x) else _rms_norm_torch(x, weight, eps)
 
 
-def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """residual += x in place, then its norm -> (normed, residual); all [T, H], contiguous."""
-    if use_triton(x):
-        return _add_rms_norm_triton(x, residual, weight, eps)
-    return _add_rms_norm_torch(x, residual, weight, eps)
-
-
 def _rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x, x.shape[-1:], weight, eps)  # a fifth faster than the same written out
-
-
-def _add_rms_norm_torch(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    residual += x
-    return _rms_norm_torch(residual, weight, eps), residual
 
 
 def _rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
-    _launch(x, x, weight, out, eps, add=False)
-    return out
-
-
-def _add_rms_norm_triton(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    out = torch.empty_like(x)
-    _launch(x, residual, weight, out, eps, add=True)
-    return out, residual
-
-
-def _launch(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, eps: float, add: bool
-) -> None:
     dim = x.shape[-1]
     num_rows = x.numel() // dim
     if num_rows == 0:
-        return
+        return out
     block_dim = triton.next_power_of_2(dim)
     rows = max(1, 1024 // block_dim)  # short rows (a head each) share a program
     warps = min(16, max(1, rows * block_dim // 512))
     _rms_norm_kernel[(triton.cdiv(num_rows, rows),)](
-        x, residual, weight, out, num_rows, eps, DIM=dim, BLOCK_DIM=block_dim, ROWS=rows, ADD=add, num_warps=warps
+        x, weight, out, num_rows, eps, DIM=dim, BLOCK_DIM=block_dim, ROWS=rows, num_warps=warps
     )
+    return out
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
-    x_ptr,
-    residual_ptr,
-    weight_ptr,
-    out_ptr,
-    num_rows,
-    eps,
-    DIM: tl.constexpr,
-    BLOCK_DIM: tl.constexpr,
-    ROWS: tl.constexpr,
-    ADD: tl.constexpr,
+    x_ptr, weight_ptr, out_ptr, num_rows, eps, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr
 ):
-    """A program norms ROWS rows. ADD: residual += x first; the sum is rounded to its dtype, as it is stored."""
+    """A program norms ROWS rows."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_DIM)
     mask = (row < num_rows)[:, None] & (column < DIM)[None, :]
     offset = row.to(tl.int64)[:, None] * DIM + column[None, :]
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    if ADD:
-        x += tl.load(residual_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        total = x.to(residual_ptr.dtype.element_ty)
-        tl.store(residual_ptr + offset, total, mask=mask)
-        x = total.to(tl.float32)
     inverse_rms = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / DIM + eps)
     weight = tl.load(weight_ptr + column, mask=column < DIM, other=0.0).to(tl.float32)
     out = x * inverse_rms[:, None] * weight[None, :]

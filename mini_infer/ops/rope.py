@@ -34,14 +34,18 @@ def apply_rope(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) ->
 
 
 def _apply_rope_torch(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    return _rotate_torch(x.float(), *_rotations_torch(positions, table)).to(x.dtype)
+
+
+def _rotations_torch(positions: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `_rotate_torch` multiplies x and its exchanged halves by: float32 [T, 1, D] each."""
     cos, sin = table.index_select(0, positions).unsqueeze(1).chunk(2, dim=-1)
-    halves = x.unflatten(-1, (2, -1))
-    left, right = halves.unbind(2)
-    out = halves * cos.unsqueeze(2)  # float32
-    out_left, out_right = out.unbind(2)
-    out_left.addcmul_(right, sin, value=-1)
-    out_right.addcmul_(left, sin)
-    return out.flatten(2).to(x.dtype)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def _rotate_torch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate x [T, heads, D], float32: two passes over it, and one that exchanges the halves."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _apply_rope_triton(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

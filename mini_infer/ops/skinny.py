@@ -42,15 +42,17 @@ class Epilogue:
 
 
 def max_skinny_rows(weight: torch.Tensor) -> int:
-    """Up to how many rows `skinny_matmul` beats cuBLAS on this weight [N, K] (benchmarks/skinny.py measures it)."""
-    return 16 if weight.numel() <= 1 << 23 and weight.element_size() == 2 else 1
+    """Up to how many rows `skinny_matmul` beats cuBLAS on this weight [N, K]."""
+    return 8 if weight.element_size() == 2 else 1
 
 
-def choose_tile(rows: int, k: int) -> SkinnyTile:
+def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
     """The tiles that won in benchmarks/skinny.py, over the shapes of models of 0.6 to 8 billion parameters."""
     if rows == 1:
-        return SkinnyTile(4, 1024, 4, 2) if k <= 8192 else SkinnyTile(2, 2048, 4, 2)
-    return SkinnyTile(16, 512, 4, 4) if rows <= 8 else SkinnyTile(32, 512, 4, 3)
+        return SkinnyTile(4, 1024, 4, 2) if gated or k <= 2048 else SkinnyTile(2, 2048, 4, 2)
+    if rows <= 8 and features < 1 << 16:
+        return SkinnyTile(16, 512, 4, 4)
+    return SkinnyTile(32, 512, 4, 3)
 
 
 def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
@@ -66,7 +68,7 @@ def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
         out = epilogue.residual
     elif out is None:
         out = x.new_empty(rows, features)
-    tile = tile or choose_tile(rows, k)
+    tile = tile or choose_tile(rows, features, k, epilogue.gated)
     flags = dict(HAS_BIAS=epilogue.bias is not None, GATED=epilogue.gated,
                  HAS_RESIDUAL=epilogue.residual is not None)
     grid = (triton.cdiv(features, tile.features),)

@@ -61,7 +61,7 @@ class Runner:
             assert self._graphs is not None
             logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(graph_size, max_seq_len))
             needs = self._sampler.needs(slots)
-            if needs.plain and not needs.sampling.filtered:  # the graph has sampled already
+            if needs.plain and not needs.sampling.filtered:  # the graph's sample is the answer
                 return DeviceStep(plan, SampleOutput(token_ids, None, ()), prompt_logprobs)
         else:
             batch = self._batch(header, plan.num_tokens, len(seqs), max(seq.n for seq in seqs), max_seq_len)
@@ -69,6 +69,8 @@ class Runner:
             logits = self._logits(hidden, batch)
             prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
         positions = header.seq_lens[: len(seqs)]
+        # After a graph this samples again, from the graph's logits, with what it left out; the token written below
+        # replaces the graph's before anything has read it.
         output = self._sampler.sample(logits, slots, header.slots[: len(seqs)], positions, self._state.params,
                                       self._state.token_ids)
         write_tokens(self._state.token_ids, header.write_slots[: len(seqs)], positions, output.token_ids)

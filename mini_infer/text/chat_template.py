@@ -150,7 +150,7 @@ def require_chat_template(template: ChatTemplate | None) -> ChatTemplate:
     """The template, or a RequestError that says what to do without one."""
     if template is None:
         raise RequestError("messages: this model has no chat template (no chat_template in tokenizer_config.json, no "
-                           "chat_template.jinja); use a plain prompt, or give the server a template", "messages")
+                           "chat_template.jinja); use a plain prompt, or put a template into its directory", "messages")
     return template
 
 

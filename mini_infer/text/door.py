@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mini_infer.protocol import MAX_SEED, RequestError, SamplingParams, check_token_ids
+from mini_infer.protocol import (
+    MAX_SEED,
+    RequestError,
+    SamplingParams,
+    check_prompt,
+    check_token_ids,
+    prompt_too_long,
+)
 from mini_infer.text.tokenizer import Tokenizer
 
 _CHARS_PER_TOKEN = 8  # more than ordinary text has
@@ -55,7 +62,7 @@ class Door:
         for part, one in zip(parts, params, strict=True):
             text = part if isinstance(part, str) else None
             token_ids = next(encoded) if isinstance(part, str) else part
-            self._check_prompt(token_ids)
+            check_prompt(token_ids, self.vocab_size, self.max_model_len)
             prepared.append(PreparedRequest(text, token_ids, self.check_params(one, len(token_ids), clip_max_tokens)))
         return prepared
 
@@ -112,29 +119,9 @@ class Door:
             while chars < len(text):
                 count = len(self.tokenizer.encode(text[:chars], add_special_tokens=False))
                 if count > self.max_model_len + self.max_model_len // 8 + 64:  # the cut itself changes a token or two
-                    raise self._too_long(f"over {self.max_model_len}")
+                    raise prompt_too_long(f"over {self.max_model_len}", self.max_model_len)
                 chars *= 2
         return self.tokenizer.encode_batch(texts, add_special_tokens)
-
-    def _too_long(self, tokens: int | str) -> RequestError:
-        return RequestError(
-            f"This model's maximum context length is {self.max_model_len} tokens. However, your prompt has {tokens} "
-            "tokens, which leaves no room for the output. Please shorten the prompt.", "prompt",
-            "context_length_exceeded")
-
-    def _check_prompt(self, token_ids: list[int]) -> None:
-        if not token_ids:
-            raise RequestError("prompt must not be empty", "prompt")
-        if len(token_ids) >= self.max_model_len:
-            raise self._too_long(len(token_ids))
-        kinds = set(map(type, token_ids))
-        if kinds != {int}:
-            wrong = next(token for token in token_ids if type(token) is not int)
-            raise RequestError(f"prompt must be text or a list of token ids, got an element {wrong!r}", "prompt")
-        low, high = min(token_ids), max(token_ids)
-        if low < 0 or high >= self.vocab_size:
-            raise RequestError(f"prompt has token id {low if low < 0 else high}, outside the vocabulary of "
-                               f"{self.vocab_size}", "prompt")
 
     def _bad_words(self, words: list[str]) -> list[list[int]]:
         """Each word as it is spelled at the start of a text and after a space, as token sequences."""

@@ -8,14 +8,14 @@ it has no template, add_bos_token and add_eos_token of tokenizer_config.json say
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-from mini_infer.config import ConfigError, token_id_list
+from mini_infer.config import ConfigError
 from mini_infer.protocol import RequestError
 from mini_infer.text.pieces import PieceTable, piece_table
 
@@ -121,16 +121,6 @@ class Tokenizer:
         return None if text is None else self._backend.token_to_id(text)
 
 
-def eos_token_ids(model_dir: str | Path, from_config: Iterable[int], tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """Every id that ends a generation: generation_config.json's first (chat models end a turn with another token than
-    a text), then config.json's, then the tokenizer's own. Raises ConfigError when generation_config.json is corrupt."""
-    generation = _read_json(Path(model_dir) / "generation_config.json")
-    ids = [*token_id_list(generation.get("eos_token_id"), "eos_token_id"), *from_config]
-    if tokenizer is not None and tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return tuple(dict.fromkeys(ids))
-
-
 def read_tokenizer_config(model_dir: str | Path) -> dict[str, Any]:
     """tokenizer_config.json, {} when there is none. Raises ConfigError when it is not a JSON object."""
     return _read_json(Path(model_dir) / "tokenizer_config.json")
@@ -220,4 +210,4 @@ def _convert_with_transformers(path: Path, found: str) -> tuple[Backend, dict[st
     return tokenizer.backend_tokenizer, named
 
 
-__all__ = ["Tokenizer", "eos_token_ids", "read_tokenizer_config"]
+__all__ = ["Tokenizer", "read_tokenizer_config"]

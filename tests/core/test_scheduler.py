@@ -40,18 +40,25 @@ def rows(plan: StepPlan | None) -> list[tuple[int, int, int, bool]]:
 
 class TestDoor:
     @pytest.mark.parametrize("prompt, param, code, message", [
-        ([], "prompt", None, "at least one token"),
+        ([], "prompt", None, "prompt must not be empty"),
         ([1] * 32, "prompt", "context_length_exceeded", "This model's maximum context length is 32 tokens"),
-        ([1, -2], "prompt", None, "must not be negative, got -2"),
-        ([1, 2**31], "prompt", None, "32-bit integers"),
-        ([1, 1.5], "prompt", None, "32-bit integers"),
+        ([1, -2], "prompt", None, "token id -2, outside the vocabulary of 5000"),
+        ([1, 5000], "prompt", None, "token id 5000, outside the vocabulary of 5000"),
+        ([1, 1.5], "prompt", None, r"got an element 1\.5"),
+        ([1, True], "prompt", None, "got an element True"),
     ])
     def test_refused(self, prompt: list[int], param: str, code: str | None, message: str) -> None:
-        engine = Engine(config())
+        engine = Engine(config(vocab_size=5000))
         with pytest.raises(RequestError, match=message) as caught:
             engine.add(item(0, prompt))
         assert (caught.value.param, caught.value.code) == (param, code)
         assert not engine.scheduler.has_work() and engine.scheduler.stats().requests_added == 0
+
+    def test_ids_of_an_unknown_vocabulary_have_31_bits(self) -> None:
+        engine = Engine(config())
+        with pytest.raises(RequestError, match="outside the vocabulary"):
+            engine.add(item(0, [1, 2**31]))
+        engine.add(item(0, [1, 2**31 - 1]))
 
     def test_duplicate_id_while_live(self) -> None:
         engine = Engine(config())

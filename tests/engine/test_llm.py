@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from mini_infer import LLM, ConfigError, EngineConfig, LLMEngine, RequestError, SamplingParams
-from tests.tiny import VOCAB_SIZE, write_checkpoint
+from mini_infer.text.output import CompletionDelta, RequestAssembler
+from mini_infer.terminal import LocalModel
+from tests.tiny import VOCAB_SIZE, write_chat_model, write_checkpoint
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, detokenize=False)
 
@@ -25,6 +27,16 @@ def llm(checkpoint: Path) -> LLM:
 def make(checkpoint: Path, **options: object) -> LLM:
     defaults = dict(device="cpu", skip_tokenizer_init=True, num_kv_blocks=64, max_model_len=128)
     return LLM(str(checkpoint), **{**defaults, **options})
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_chat_model(tmp_path_factory.mktemp("chat") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def chat_llm(chat_model: Path) -> LLM:
+    return make(chat_model, skip_tokenizer_init=False, block_size=8)
 
 
 def idle(llm: LLM) -> bool:
@@ -120,6 +132,56 @@ def test_streams_interleave_and_closing_one_frees_it(checkpoint: Path) -> None:
     assert [token for delta in other for token in delta.token_ids] == want
     assert during.token_ids == llm.generate([5, 6], GREEDY, use_tqdm=False)[0].token_ids
     assert idle(llm)
+
+
+class TestChat:
+    MESSAGES = ({"role": "user", "content": "hello world, what comes after monday?"},)
+    GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
+
+    def test_a_stream_is_the_answer_in_pieces(self, chat_llm: LLM, chat_model: Path) -> None:
+        for options in ({}, {"tools": [{"name": "clock"}]}, {"add_generation_prompt": False},
+                        {"add_generation_prompt": False, "continue_final_message": True}):
+            (whole,) = chat_llm.chat(self.MESSAGES, self.GREEDY, use_tqdm=False, **options)
+            assert "".join(chat_llm.stream_chat(self.MESSAGES, self.GREEDY, **options)) == whole.text != ""
+        (whole,) = chat_llm.chat(self.MESSAGES, temperature=0, max_tokens=12, use_tqdm=False)
+        terminal = LocalModel(EngineConfig(model=str(chat_model), device="cpu", num_kv_blocks=64), self.GREEDY)
+        assert "".join(terminal.answer(list(self.MESSAGES))) == whole.text
+
+    def test_closing_the_stream_ends_the_request(self, chat_llm: LLM) -> None:
+        stream = chat_llm.stream_chat(self.MESSAGES, max_tokens=None)
+        next(stream)
+        assert chat_llm.stats().running == 1
+        stream.close()  # type: ignore[attr-defined]
+        assert idle(chat_llm)
+
+    def test_cache_salt(self, chat_llm: LLM) -> None:
+        def cached(salt: str) -> int:
+            return chat_llm.chat(self.MESSAGES, self.GREEDY, use_tqdm=False, cache_salt=salt)[0].num_cached_tokens
+
+        assert [cached("a"), cached("b")] == [0, 0] and cached("a") > 0
+
+    def test_priority(self, chat_model: Path) -> None:
+        llm = make(chat_model, skip_tokenizer_init=False, scheduling_policy="priority", max_num_seqs=1)
+        finished: list[str] = []
+        add = RequestAssembler.add
+
+        def spy(self: RequestAssembler, delta: CompletionDelta) -> bool:
+            if done := add(self, delta):
+                finished.append(self.output.request_id)
+            return done
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RequestAssembler, "add", spy)
+            outs = llm.chat([self.MESSAGES] * 3, self.GREEDY, use_tqdm=False, priority=[2, 1, 0])
+        assert finished == [out.request_id for out in reversed(outs)]
+        with pytest.raises(RequestError, match="priority"):
+            llm.chat(self.MESSAGES, self.GREEDY, use_tqdm=False, priority=[1, 2])
+
+    def test_without_a_template(self, llm: LLM) -> None:
+        for ask in (llm.chat, llm.stream_chat):
+            with pytest.raises(RequestError, match="no chat template") as error:
+                ask(self.MESSAGES)
+            assert error.value.param == "messages"
 
 
 @pytest.mark.parametrize(("prompt", "params", "field"), [

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
+from mini_infer.engine.defaults import GPU_DEFAULTS, DeviceDefaults
 from mini_infer.engine.dry_run import make_dry_engine
 from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.sim import (
@@ -27,7 +28,7 @@ from mini_infer.engine.sim import (
     gpu_spec,
 )
 from mini_infer.models.registry import adapter_for
-from mini_infer.protocol import AddRequest, SamplingParams
+from mini_infer.protocol import AddRequest, EngineInfo, SamplingParams
 from tests.server.model_dir import SEVEN_B, SMALL, write_model_dir
 
 EOS = 1
@@ -208,6 +209,54 @@ def test_model_too_large_for_the_gpu_is_refused(tmp_path: Path) -> None:
     huge = write_model_dir(tmp_path / "huge", {**SEVEN_B, "num_hidden_layers": 200})
     with pytest.raises(ConfigError, match="larger GPU"):
         make_dry_engine(EngineConfig(model=str(huge)), SimConfig(gpu="L4"))
+
+
+class TestConfiguration:
+    """A dry run accepts and chooses what a real engine would."""
+
+    def info(self, model_dir: Path, **options: object) -> EngineInfo:
+        config = EngineConfig(model=str(model_dir), **options)  # type: ignore[arg-type]
+        return make_dry_engine(config, SimConfig(gpu="H100"))[1]
+
+    def test_the_defaults_are_a_gpu_s(self, model_dir: Path) -> None:
+        info = self.info(model_dir)
+        assert GPU_DEFAULTS == DeviceDefaults(info.max_num_seqs, info.max_num_batched_tokens, info.block_size,
+                                              info.pipeline_depth)
+
+    def test_a_batch_holds_a_token_of_every_request(self, model_dir: Path) -> None:
+        assert self.info(model_dir, max_num_seqs=10_000).max_num_batched_tokens == 10_000
+
+    def test_more_positions_than_the_model_has_are_refused(self, model_dir: Path) -> None:
+        assert self.info(model_dir).max_model_len == self.info(model_dir, max_model_len=512).max_model_len == 512
+        with pytest.raises(ConfigError, match=r"max_model_len=513 .* max_position_embeddings \(512\)"):
+            self.info(model_dir, max_model_len=513)
+
+    def test_a_length_that_nobody_asked_for_follows_the_blocks(self, model_dir: Path) -> None:
+        assert self.info(model_dir, num_kv_blocks=3, block_size=16).max_model_len == 48
+        with pytest.raises(ConfigError, match="max_model_len"):
+            self.info(model_dir, num_kv_blocks=3, block_size=16, max_model_len=49)
+
+    @pytest.mark.parametrize("options, named", [
+        ({"device": "cpu"}, "device"),
+        ({"load_format": "dummy"}, "load_format"),
+        ({"enforce_eager": True}, "enforce_eager"),
+        ({"threads": 2}, "threads"),
+        ({"gpu_memory_utilization": 0.5, "kv_cache_memory": 10**8}, "gpu_memory_utilization"),
+        ({"gpu_memory_utilization": 0.5, "num_kv_blocks": 64}, "gpu_memory_utilization"),
+        ({"kv_cache_memory": 10**8, "num_kv_blocks": 64}, "kv_cache_memory"),
+        ({"kv_cache_memory": 100}, "kv_cache_memory"),
+    ], ids=str)
+    def test_what_would_have_no_effect_is_refused(self, model_dir: Path, options: dict[str, object],
+                                                  named: str) -> None:
+        with pytest.raises(ConfigError, match=f"^{named}[ =]"):
+            self.info(model_dir, **options)
+
+    def test_memory_decides_the_blocks(self, model_dir: Path) -> None:
+        block = self.info(model_dir).memory_bytes["kv_pool"] // self.info(model_dir).num_blocks
+        assert self.info(model_dir, kv_cache_memory=20 * block).num_blocks == 20
+        small = write_model_dir(model_dir.parent / "long", SMALL, max_position_embeddings=10**7)
+        full, half = (self.info(small, gpu_memory_utilization=share).num_blocks for share in (0.9, 0.45))
+        assert full == pytest.approx(2 * half, rel=0.01)
 
 
 def test_a_dry_run_needs_no_torch() -> None:

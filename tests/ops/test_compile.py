@@ -39,8 +39,8 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     from mini_infer.ops.dispatch import triton
 
     half = {"HALF": 40, "BLOCK_HALF": 64}
-    yield norm._rms_norm_kernel, {"DIM": 3584, "BLOCK_DIM": 4096, "ROWS": 1, "ADD": True}, {"num_warps": 8}
-    yield norm._rms_norm_kernel, {"DIM": 80, "BLOCK_DIM": 128, "ROWS": 8, "ADD": False}, {"num_warps": 2}
+    yield norm._rms_norm_kernel, {"DIM": 3584, "BLOCK_DIM": 4096, "ROWS": 1}, {"num_warps": 8}
+    yield norm._rms_norm_kernel, {"DIM": 80, "BLOCK_DIM": 128, "ROWS": 8}, {"num_warps": 2}
     yield activation._silu_and_mul_kernel, {"DIM": 1000, "BLOCK": 1024}, {}
     yield rope._apply_rope_kernel, {**half, "HEADS": 8}, {"num_warps": 2}
     heads = {"KV_HEADS": 3, "BLOCK_HEADS": 4}

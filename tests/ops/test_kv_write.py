@@ -97,4 +97,5 @@ def test_padding_shares_the_null_slot(implementation):
     for cache, values in ((k_cache, k), (v_cache, v)):
         written, rest_untouched = stored(cache, slots[:1])
         assert torch.equal(written, values[:1]) and rest_untouched
-        assert any(torch.equal(cache[2, :, 0], candidate) for candidate in values[1:])
+        # They are written side by side, in any order: each element is one of theirs.
+        assert (cache[2, :, 0] == values[1:]).any(dim=0).all()

@@ -1,4 +1,4 @@
-"""RMSNorm, with and without the residual addition, against its formula in float64 and against transformers'."""
+"""RMSNorm against its formula in float64 and against transformers'."""
 
 from __future__ import annotations
 
@@ -44,15 +44,3 @@ def test_triton(assert_close, device, dtype, shape):
 def test_triton_takes_strided_rows(assert_close, device):
     x, weight = torch.randn(6, 10, 64, device=device)[:, 2:5], torch.randn(64, device=device)
     assert_close(norm._rms_norm_triton(x, weight, EPS), formula(x, weight))
-
-
-@pytest.mark.parametrize("shape", [(1, 384), (5, 100), (9, 64)], ids=str)
-def test_add_rms_norm(assert_close, implementation, dtype, shape):
-    op, device = getattr(norm, f"_add_rms_norm_{implementation.name}"), implementation.device
-    x, residual = (torch.randn(shape).to(dtype).to(device) for _ in range(2))
-    weight = torch.randn(shape[-1]).to(dtype).to(device)
-    total = x.double() + residual.double()
-    normed, returned = op(x, residual, weight, EPS)
-    assert returned is residual
-    assert_close(residual, total)
-    assert_close(normed, formula(residual, weight))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from mini_infer.cli import ENGINE_FLAGS, engine_config, main, make_parser, size
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.terminal import RemoteModel, chat
 from tests.server.running import REPO, Running
+from tests.tiny import write_chat_model
 
 
 def run(*args: str, stdin: str = "") -> tuple[int, str, str]:
@@ -67,6 +69,7 @@ class TestFlags:
         (["serve", "--dtype", "int3"], "dtype"),
         (["serve", "--tensor-parallel-size", "2"], "tensor_parallel_size"),
         (["serve", "--dry-gpu", "H100"], "--dry-run"),
+        (["serve", "--dry-run", "--port", "0", "--load-format", "dummy"], "load_format"),
         (["serve", "--dry-run", "--dry-gpu", "GTX"], "H200"),
         (["serve", "--host", "256.0.0.1", "--dry-run"], "host"),
         (["serve", "/nowhere", "--dry-run"], "/nowhere"),
@@ -108,7 +111,17 @@ class TestServe:
             engine = server.engine_pid
         assert running.process.returncode == 0
         assert not Path(f"/proc/{engine}").exists()
+        assert any("engine: dry run: " in line for line in running.log)
         assert any("ready in" in line for line in running.log)
+
+    def test_the_start_is_a_line_for_each_phase_and_no_bars(self, tmp_path: Path) -> None:
+        model = write_chat_model(tmp_path / "tiny")
+        with Running(model, "--device", "cpu", "--num-kv-blocks", "64") as server:
+            assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 3})[0] == 200
+        assert all(line.startswith("mini-infer") for line in server.log), server.log
+        phases = [match[1] for line in server.log if (match := re.fullmatch(r"mini-infer engine: (.*): \d+\.\d\d s\n", line))]
+        assert phases == ["imports", "config", "weights", "warm-up", "kv pool"]
+        assert sum("ready in" in line for line in server.log) == 1
 
     def test_port_in_use_is_said_before_anything_loads(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

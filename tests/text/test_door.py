@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained import tokenizer
 
-from mini_infer.protocol import MAX_SEED, RequestError, SamplingParams, check_token_ids
+from mini_infer.config import SchedulerConfig
+from mini_infer.core.scheduler import Scheduler
+from mini_infer.protocol import MAX_SEED, AddRequest, RequestError, SamplingParams, check_token_ids
 from mini_infer.text.door import Door, expand
 
 TOK = tokenizer("byte_level")
@@ -67,6 +69,19 @@ def test_context_length() -> None:
     with pytest.raises(RequestError) as error:
         DOOR.prepare([1] * 10, SamplingParams(min_tokens=11, max_tokens=50))
     assert error.value.param == "min_tokens"
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 20, [1, -2], [1, 100], [1, 1.5], [True]], ids=str)
+def test_the_scheduler_refuses_in_the_same_words(prompt: Any) -> None:
+    scheduler = Scheduler(SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=64, max_model_len=20, block_size=4,
+                                          num_blocks=8, vocab_size=100), clock=lambda: 0.0)
+    said = []
+    for ask in (lambda: BARE.prepare(prompt, SamplingParams()),
+                lambda: scheduler.add(AddRequest(1, prompt, SamplingParams()))):
+        with pytest.raises(RequestError) as error:
+            ask()
+        said.append((str(error.value), error.value.param, error.value.code))
+    assert said[0] == said[1]
 
 
 def test_a_huge_text_is_refused_by_its_beginning() -> None:

@@ -15,7 +15,7 @@ from trained import CORPUS, LOCAL, byte_level, llama_style, tokenizer
 
 from mini_infer.config import ConfigError
 from mini_infer.protocol import RequestError
-from mini_infer.text.tokenizer import Tokenizer, eos_token_ids
+from mini_infer.text.tokenizer import Tokenizer
 
 TEXTS = ["the fox", " leading", "", "a <|im_end|> b <s> c</s>", "日本 🙂 two words é\n\n  x", *CORPUS[:4]]
 
@@ -154,17 +154,6 @@ def test_other_files_go_through_transformers(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("")
     with pytest.raises(ConfigError, match=r"tokenizer\.model but no tokenizer\.json"):
         Tokenizer.load(tmp_path)
-
-
-def test_eos_ids_of_a_chat_model(tmp_path: Path) -> None:
-    tok = tokenizer("llama_style")
-    assert eos_token_ids(tmp_path, (7,), tok) == (7, tok.eos_token_id)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [9, 7]}))
-    assert eos_token_ids(tmp_path, (7,), tok) == (9, 7, tok.eos_token_id)
-    assert eos_token_ids(tmp_path, (), None) == (9, 7)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "two"}')
-    with pytest.raises(ConfigError, match="eos_token_id"):
-        eos_token_ids(tmp_path, (), None)
 
 
 def test_neither_torch_nor_transformers_is_imported(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""What is chosen where the user did not, for a real engine and for a dry run alike. Imports no torch."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig
+
+
+@dataclass(frozen=True)
+class DeviceDefaults:
+    """The choices for one kind of device."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    pipeline_depth: int
+
+
+CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1)
+GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Every size but the number of KV blocks, which is known only once the weights have taken their memory."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    block_size: int
+    pipeline_depth: int
+
+
+def pick_limits(config: EngineConfig, model_config: ModelConfig, defaults: DeviceDefaults) -> Limits:
+    """Raises ConfigError when more positions are asked for than the model has."""
+    max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
+    return Limits(
+        max_model_len=pick_max_model_len(config, model_config),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs),
+        block_size=config.block_size or defaults.block_size,
+        pipeline_depth=config.pipeline_depth or defaults.pipeline_depth,
+    )
+
+
+def pick_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
+    """Raises ConfigError when more positions are asked for than the model has."""
+    if config.max_model_len is None:
+        return model_config.max_position_embeddings
+    if config.max_model_len > model_config.max_position_embeddings:
+        raise ConfigError(f"max_model_len={config.max_model_len} is beyond the model's max_position_embeddings "
+                          f"({model_config.max_position_embeddings}); lower it")
+    return config.max_model_len
+
+
+def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limits: Limits,
+                          num_blocks: int) -> SchedulerConfig:
+    """The scheduler's configuration once the KV blocks are counted. A max_model_len that nobody asked for is lowered to
+    what they hold; raises ConfigError where one was asked for and they do not hold it."""
+    max_model_len = limits.max_model_len
+    if config.max_model_len is None:
+        max_model_len = min(max_model_len, num_blocks * limits.block_size)
+    return SchedulerConfig(
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        block_size=limits.block_size,
+        num_blocks=num_blocks,
+        vocab_size=model_config.vocab_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+        policy=config.scheduling_policy,
+        eos_token_ids=model_config.eos_token_ids,
+        hash_key=secrets.token_bytes(16),
+    )
