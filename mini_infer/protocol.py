@@ -144,7 +144,7 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
 
 
 def check_prompt(token_ids: list[int], vocab_size: int, max_model_len: int) -> None:
-    """A prompt is a list of ids that the model knows, not empty, with room for a token of output. Raises `RequestError`.
+    """A prompt has tokens, all of them in the vocabulary, and leaves room for one of output. Raises `RequestError`.
 
     The door asks, to refuse a request before anything is done for it; the scheduler asks again, as it trusts nobody.
     """

@@ -24,7 +24,6 @@ from mini_infer.runtime.runner import Runner
 from mini_infer.runtime.sampler import Sampler
 from mini_infer.runtime.state import SlotState
 
-
 SMALL_MODEL = 30_000_000  # parameters; below, waiting for a second thread costs more than it brings at batch 1
 
 
@@ -141,8 +140,8 @@ def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: str, dev
         budget = kv_budget_cpu(blocks_per_seq * limits.max_num_seqs * block_bytes + block_bytes)
     num_blocks = budget // block_bytes - 1  # one is the null block
     if num_blocks < 1:
-        raise ConfigError(f"the KV cache may take {budget / 1e6:.1f} MB but one block of {limits.block_size} tokens needs "
-                          f"{block_bytes / 1e6:.1f} MB, and there are two at least; raise kv_cache_memory or "
+        raise ConfigError(f"the KV cache may take {budget / 1e6:.1f} MB but one block of {limits.block_size} tokens "
+                          f"needs {block_bytes / 1e6:.1f} MB, and there are two at least; raise kv_cache_memory or "
                           "gpu_memory_utilization, or lower block_size")
     return num_blocks
 

@@ -79,8 +79,7 @@ def word_ids(tokenizer: Tokenizer | None, model: ModelConfig) -> list[int]:
 
 def _refuse_without_effect(config: EngineConfig) -> None:
     """Raise ConfigError for options that a dry run could only ignore."""
-    unused = {name: "it has neither a device nor weights"
-              for name in ("device", "load_format", "enforce_eager", "threads")}
+    unused = dict.fromkeys(("device", "load_format", "enforce_eager", "threads"), "it has neither device nor weights")
     if config.kv_cache_memory is not None:
         unused["gpu_memory_utilization"] = "kv_cache_memory decides"
     if config.num_kv_blocks is not None:

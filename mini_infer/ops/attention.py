@@ -216,9 +216,9 @@ RAGGED_TILES = {
     (4, 128): Tile(32, 32, 4, 2),
     (4, 256): Tile(16, 16, 4, 2),
 }
-SPLIT_TILES = {
-    (2, 64): Tile(16, 64, 4, 5),
-    (2, 128): Tile(16, 64, 4, 5),
+SPLIT_TILES = {  # small ones, so that several programs share an SM and hide each other's latency
+    (2, 64): Tile(16, 32, 2, 5),
+    (2, 128): Tile(16, 32, 2, 5),
     (2, 256): Tile(16, 64, 4, 3),
     (4, 64): Tile(16, 32, 4, 3),
     (4, 128): Tile(16, 32, 4, 3),

@@ -46,8 +46,9 @@ class Runner:
         batch = self._batch(header, num_tokens, 1, num_tokens, num_tokens)
         self._logits(self._model.forward(batch, self._caches), batch)
         largest = self._logits_buffer.shape[0]
-        self._state.idle_header(largest)
-        self._single_token_step(largest, self._max_model_len)
+        header = self._state.idle_header(largest)
+        logits, _ = self._single_token_step(largest, self._max_model_len)
+        self._sampler.warm_up(logits, header.slots, header.seq_lens, self._state.params, self._state.token_ids)
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> DeviceStep:

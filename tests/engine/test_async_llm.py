@@ -218,7 +218,7 @@ class TestDeaths:
         with pytest.raises(ConfigError, match=r"config\.json"):
             await AsyncLLM(EngineConfig(model=str(tmp_path), tokenizer=str(small)), SimConfig()).start()
         with pytest.raises(ConfigError, match="max_model_len"):
-            await AsyncLLM(EngineConfig(model=str(small), num_kv_blocks=2), SimConfig()).start()
+            await AsyncLLM(EngineConfig(model=str(small), num_kv_blocks=2, max_model_len=512), SimConfig()).start()
         with pytest.raises(ConfigError, match="policy"):
             await AsyncLLM(EngineConfig(model=str(small), scheduling_policy="nobody's"), SimConfig()).start()
 

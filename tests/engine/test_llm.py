@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mini_infer import LLM, ConfigError, EngineConfig, LLMEngine, RequestError, SamplingParams
-from mini_infer.text.output import CompletionDelta, RequestAssembler
 from mini_infer.terminal import LocalModel
+from mini_infer.text.output import CompletionDelta, RequestAssembler
 from tests.tiny import VOCAB_SIZE, write_chat_model, write_checkpoint
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8, detokenize=False)

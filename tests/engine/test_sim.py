@@ -220,8 +220,8 @@ class TestConfiguration:
 
     def test_the_defaults_are_a_gpu_s(self, model_dir: Path) -> None:
         info = self.info(model_dir)
-        assert GPU_DEFAULTS == DeviceDefaults(info.max_num_seqs, info.max_num_batched_tokens, info.block_size,
-                                              info.pipeline_depth)
+        chosen = DeviceDefaults(info.max_num_seqs, info.max_num_batched_tokens, info.block_size, info.pipeline_depth)
+        assert chosen == GPU_DEFAULTS
 
     def test_a_batch_holds_a_token_of_every_request(self, model_dir: Path) -> None:
         assert self.info(model_dir, max_num_seqs=10_000).max_num_batched_tokens == 10_000
