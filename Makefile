@@ -24,7 +24,7 @@ test: setup  ## everything that needs no GPU
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
 test-fast: setup  ## under a minute, no weights
-	$(BIN)/python -m pytest -m "not gpu and not weights and not slow"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not weights and not slow"
 
 test-gpu:  ## on a machine with a CUDA GPU; runs from a plain checkout with the machine's own python
 	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu -p no:cacheprovider

@@ -18,14 +18,22 @@ torch.set_num_threads(1)  # tests run side by side: threads that wait for each o
 
 # A machine for the engine alone (`make test-gpu` from a plain checkout) has no server packages.
 if any(find_spec(name) is None for name in ("fastapi", "msgspec", "openai", "uvicorn")):
-    collect_ignore_glob = ["server/*", "engine/test_async_llm.py", "engine/test_sim.py"]
+    collect_ignore_glob = ["server/*", "engine/test_async_llm.py", "engine/test_sim.py", "test_config.py",
+                           "test_docs.py"]
 
 
+# Left out of `make test-fast`: these start servers, or draw many samples.
+SLOW = ("server/", "engine/test_async_llm.py", "ops/test_sampling.py", "test_benchmarks.py", "test_demo_model_data.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="needs a CUDA GPU: run `make test-gpu` on one")
     no_weights = pytest.mark.skip(reason="the bundled model's weights are not in this checkout")
     has_weights = (BUNDLED_MODEL_DIR / "model.safetensors").is_file()
     for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if "weights" in item.keywords and not has_weights:

@@ -45,6 +45,6 @@ class Attention(nn.Module):
         k_norm = self.k_norm.weight if self.k_norm is not None else None
         qkv = self.qkv_proj.of_norm(stream, norm)
         q = qkv_to_cache(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch.positions, batch.slot_mapping,
-                         rope_table, k_cache, v_cache, q_norm, k_norm, self.norm_eps)
+                         rope_table, k_cache, v_cache, q_norm, k_norm, self.norm_eps, batch.shared)
         out = paged_attention(q, k_cache, v_cache, batch, self.scale, self.sliding_window)
         return self.o_proj.add_to(stream, out.flatten(1))

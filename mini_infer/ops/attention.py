@@ -58,38 +58,100 @@ def _paged_attention_torch(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    starts, lens, slots = batch.cu_seqlens_q.tolist(), batch.seq_lens.tolist(), batch.slots.tolist()
-
-    def attend_one(b: int) -> torch.Tensor:
-        return _attend_one(q[starts[b] : starts[b + 1]], k_cache, v_cache, batch.block_table, slots[b], lens[b], scale,
-                           sliding_window)
-
-    if batch.num_seqs == 1 and starts[1] == len(q):
-        return attend_one(0)
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    plan = batch.shared.once(("attention", sliding_window),
+                             lambda: _Plan(batch, num_kv_heads, block_size, sliding_window, q.dtype))
+    if len(plan.calls) == 1 and plan.calls[0].tokens is None:
+        return _run_call(q, k_cache, v_cache, plan, plan.calls[0], scale)
     out = q.new_empty(q.shape)
-    singles = []
-    for b in range(batch.num_seqs):
-        n = starts[b + 1] - starts[b]
-        if n == 1:
-            singles.append(b)
-        elif n > 1:
-            out[starts[b] : starts[b + 1]] = attend_one(b)
-    for group in _alike(singles, lens):
-        if len(group) == 1:
-            out[starts[group[0]]] = attend_one(group[0])[0]
-            continue
-        everything = len(group) == len(q)  # then group is 0 .. B - 1 in order: no need to pick rows
-        tokens = None if everything else torch.tensor([starts[b] for b in group])
-        attended = _attend_rows(q if tokens is None else q[tokens], k_cache, v_cache, batch.block_table,
-                                batch.slots if everything else batch.slots[group], [lens[b] for b in group], scale,
-                                sliding_window)
-        if not attended.sum(dtype=torch.float32).isfinite():
-            # Zero times a non-finite leftover behind some sequence's end is NaN: take the exact slices instead.
-            attended = torch.cat([attend_one(b) for b in group])
-        if tokens is None:
-            return attended
-        out[tokens] = attended
+    for call in plan.calls:
+        out[call.tokens] = _run_call(q[call.tokens], k_cache, v_cache, plan, call, scale)
     return out
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of scaled_dot_product_attention: several tokens of one sequence, or one each of R sequences."""
+
+    sequences: list[int]
+    tokens: slice | torch.Tensor | None  # which rows of q ask; None: all
+    pages: torch.Tensor  # [R * Hkv * P], the rows to gather from a cache seen as [blocks * Hkv, block_size * D]
+    keys: slice  # which of the P * block_size keys count
+    mask: torch.Tensor | None  # to be added to the scores; None: each token sees the keys up to its own
+
+
+class _Plan:
+    """The calls that a step's attention takes, the same in all its layers."""
+
+    def __init__(self, batch: ForwardBatch, num_kv_heads: int, block_size: int, window: int | None, dtype: torch.dtype):
+        self._batch = batch
+        self._num_kv_heads = num_kv_heads
+        self._block_size = block_size
+        self._window = window
+        self._dtype = dtype
+        self._starts, self._lens = batch.cu_seqlens_q.tolist(), batch.seq_lens.tolist()
+        self._slots = batch.slots.tolist()
+        self.calls: list[_Call] = []
+        singles = []
+        for b in range(batch.num_seqs):
+            n = self._starts[b + 1] - self._starts[b]
+            if n == 1:
+                singles.append(b)
+            elif n > 1:
+                self.calls.append(self.alone(b))
+        for group in _alike(singles, self._lens):
+            self.calls.append(self.alone(group[0]) if len(group) == 1 else self._together(group))
+
+    def alone(self, b: int) -> _Call:
+        """A call for sequence b, over exactly the keys that it has."""
+        begin, end = self._starts[b], self._starts[b + 1]
+        n, window, block_size = end - begin, self._window, self._block_size
+        length = max(self._lens[b], n)  # a padding sequence may say 0
+        first_key = 0 if window is None else max(0, length - n + 1 - window)
+        first_block = first_key // block_size
+        slot = self._slots[b]
+        table = self._batch.block_table[slot : slot + 1, first_block : -(-length // block_size)]
+        mask = None
+        if n > 1 and (first_key > 0 or length > n or window is not None):
+            query_pos = torch.arange(length - n, length)[:, None]
+            key_pos = torch.arange(first_key, length)
+            seen = key_pos <= query_pos
+            if window is not None:
+                seen &= key_pos > query_pos - window
+            mask = self._mask(seen)
+        keys = slice(first_key - first_block * block_size, length - first_block * block_size)
+        tokens = None if n == self._batch.num_tokens else slice(begin, end)
+        return _Call([b], tokens, self._pages(table), keys, mask)
+
+    def _together(self, group: list[int]) -> _Call:
+        """A call for sequences with a token each, their keys padded to those of the longest."""
+        batch, window, block_size = self._batch, self._window, self._block_size
+        tokens, slots = None, batch.slots
+        if len(group) < batch.num_tokens:  # else it is 0 .. B - 1 in order
+            tokens, slots = torch.tensor([self._starts[b] for b in group]), slots[group]
+        lens = [self._lens[b] for b in group]
+        ends = torch.tensor(lens, dtype=torch.int32)[:, None]
+        if window is None or max(lens) <= window:
+            num_pages = -(-max(lens) // block_size)
+            table = batch.block_table[:, :num_pages].index_select(0, slots)
+            seen = torch.arange(num_pages * block_size, dtype=torch.int32) < ends
+        else:
+            first_blocks = (ends - window).clamp_(min=0) // block_size
+            max_blocks = batch.block_table.shape[1]
+            num_pages = min(-(-window // block_size) + 1, max_blocks)
+            columns = first_blocks + torch.arange(num_pages)
+            table = batch.block_table[slots[:, None], columns.clamp(max=max_blocks - 1)]
+            key_pos = first_blocks * block_size + torch.arange(num_pages * block_size)
+            seen = (key_pos < ends) & (key_pos >= ends - window)
+        return _Call(group, tokens, self._pages(table), slice(None), self._mask(seen[:, None, None]))
+
+    def _pages(self, table: torch.Tensor) -> torch.Tensor:
+        """Block tables [R, P] -> `_Call.pages`."""
+        heads = torch.arange(self._num_kv_heads, dtype=torch.int32)[:, None]
+        return (table.unsqueeze(1) * self._num_kv_heads + heads).flatten()
+
+    def _mask(self, seen: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(seen.shape, dtype=self._dtype).masked_fill_(~seen, -math.inf)
 
 
 def _alike(rows: list[int], lens: list[int]) -> list[list[int]]:
@@ -114,76 +176,25 @@ def _alike(rows: list[int], lens: list[int]) -> list[list[int]]:
     return groups
 
 
-def _attend_one(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    slot: int,
-    length: int,
-    scale: float,
-    sliding_window: int | None,
+def _run_call(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, plan: _Plan, call: _Call, scale: float
 ) -> torch.Tensor:
-    """The last n of a sequence's `length` tokens, q [n, Hq, D] -> [n, Hq, D]; its blocks are in row `slot`."""
-    n, num_heads, head_dim = q.shape
-    num_kv_heads, block_size = k_cache.shape[1:3]
-    length = max(length, n)  # a padding sequence may say 0
-    first_key = 0 if sliding_window is None else max(0, length - n + 1 - sliding_window)
-    first_block = first_key // block_size
-    rows = _gather_rows(block_table[slot : slot + 1, first_block : -(-length // block_size)], num_kv_heads)
-    keep = slice(first_key - first_block * block_size, length - first_block * block_size)
-    k, v = (_gather(cache, rows, 1)[:, :, keep] for cache in (k_cache, v_cache))
-    if n == 1:  # sees every key: the query heads of a KV head are the query rows of one attention
-        q = q.view(1, num_kv_heads, -1, head_dim)
-        return F.scaled_dot_product_attention(q, k, v, scale=scale).view(1, num_heads, head_dim)
-    mask = None
-    if first_key > 0 or length > n or sliding_window is not None:
-        query_pos = torch.arange(length - n, length)[:, None]
-        key_pos = torch.arange(first_key, length)
-        mask = key_pos <= query_pos
-        if sliding_window is not None:
-            mask &= key_pos > query_pos - sliding_window
-    return F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None,
-                                          scale=scale, enable_gqa=True)[0].transpose(0, 1)
-
-
-def _attend_rows(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    slots: torch.Tensor,
-    lens: list[int],
-    scale: float,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """One token each of R sequences: q [R, Hq, D], slots [R] -> [R, Hq, D], the gathered keys padded to the longest."""
-    num_kv_heads, block_size, head_dim = k_cache.shape[1:]
-    ends = torch.tensor(lens, dtype=torch.int32)[:, None]
-    if sliding_window is None or max(lens) <= sliding_window:
-        num_pages = -(-max(lens) // block_size)
-        table = block_table[:, :num_pages].index_select(0, slots)
-        key_pos = torch.arange(num_pages * block_size, dtype=torch.int32)
-        mask = key_pos < ends
-    else:
-        first_blocks = (ends - sliding_window).clamp_(min=0) // block_size
-        num_pages = min(-(-sliding_window // block_size) + 1, block_table.shape[1])
-        columns = first_blocks + torch.arange(num_pages)
-        table = block_table[slots[:, None], columns.clamp(max=block_table.shape[1] - 1)]
-        key_pos = first_blocks * block_size + torch.arange(num_pages * block_size)
-        mask = (key_pos < ends) & (key_pos >= ends - sliding_window)
-    rows = _gather_rows(table, num_kv_heads)
-    k, v = _gather(k_cache, rows, len(lens)), _gather(v_cache, rows, len(lens))
-    # The query heads of a KV head are the query rows of one attention. SDPA keeps bf16 scores in float32; two batched
-    # matmuls are up to a third faster at batch 16 but round them.
-    q = q.reshape(len(lens), num_kv_heads, -1, head_dim)
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None], scale=scale)
-    return attended.view(len(lens), -1, head_dim)
-
-
-def _gather_rows(table: torch.Tensor, num_kv_heads: int) -> torch.Tensor:
-    """Block tables [R, P] -> the rows [R * Hkv * P] to pick from a cache seen as [blocks * Hkv, block_size * D]."""
-    return (table.unsqueeze(1) * num_kv_heads + torch.arange(num_kv_heads, dtype=torch.int32)[:, None]).flatten()
+    """The tokens of a call, q [n, Hq, D] -> [n, Hq, D]."""
+    num_tokens, num_heads, head_dim = q.shape
+    num_seqs = len(call.sequences)
+    k, v = (_gather(cache, call.pages, num_seqs)[:, :, call.keys] for cache in (k_cache, v_cache))
+    if num_tokens > num_seqs:
+        return F.scaled_dot_product_attention(q.transpose(0, 1)[None], k, v, attn_mask=call.mask, scale=scale,
+                                              is_causal=call.mask is None, enable_gqa=True)[0].transpose(0, 1)
+    # One token each: the query heads of a KV head are the query rows of one attention. SDPA keeps bf16 scores in
+    # float32; two batched matmuls are up to a third faster at batch 16 but round them.
+    q_rows = q.reshape(num_seqs, k_cache.shape[1], -1, head_dim)
+    out = F.scaled_dot_product_attention(q_rows, k, v, attn_mask=call.mask, scale=scale).view(-1, num_heads, head_dim)
+    if num_seqs > 1 and not math.isfinite(out.sum(dtype=torch.float32).item()):
+        # Zero times a non-finite leftover behind some sequence's end is NaN: take the exact slices instead.
+        return torch.cat([_run_call(q[i : i + 1], k_cache, v_cache, plan, plan.alone(b), scale)
+                          for i, b in enumerate(call.sequences)])
+    return out
 
 
 def _gather(cache: torch.Tensor, rows: torch.Tensor, num_seqs: int) -> torch.Tensor:

@@ -39,31 +39,33 @@ def qkv_to_cache(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    shared: Shared | None = None,
 ) -> torch.Tensor:
     """Split qkv [T, (Hq + 2 Hkv) D], norm q and k per head if asked, rotate both, cache K and V -> q [T, Hq, D].
 
     `qkv` is contiguous and stays as it is; `q_norm` and `k_norm` [D] go together (Qwen3's QK-norm); `table` is
     `rope.cos_sin_table`'s; `positions` and `slot_mapping` are int32 [T]. What lies between qkv's rounding and the
-    result's is computed in float32.
+    result's is computed in float32. `shared` is the step's: its layers differ in qkv, norms and caches alone.
     """
-    run = _qkv_to_cache_triton if use_triton(qkv) else _qkv_to_cache_torch
-    return run(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache, v_cache,
-               q_norm, k_norm, eps)
+    if use_triton(qkv):
+        return _qkv_to_cache_triton(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache,
+                                    v_cache, q_norm, k_norm, eps)
+    return _qkv_to_cache_torch(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache,
+                               v_cache, q_norm, k_norm, eps, shared)
 
 
 def _write_kv_torch(
     k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
 ) -> None:
-    block_size = k_cache.shape[2]
-    if len(slot_mapping) == 1:  # plain slices: half the time of an indexed write
-        block, offset = divmod(int(slot_mapping), block_size)
-        k_cache[block, :, offset] = k[0]
-        v_cache[block, :, offset] = v[0]
-        return
+    places = _places(slot_mapping, k_cache.shape[2])
+    k_cache.transpose(1, 2).index_put_(places, k)
+    v_cache.transpose(1, 2).index_put_(places, v)
+
+
+def _places(slot_mapping: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The block and the place in it of each token, int64 [T] each."""
     slots = slot_mapping.long()
-    where = slots // block_size, slots % block_size
-    k_cache.transpose(1, 2).index_put_(where, k)
-    v_cache.transpose(1, 2).index_put_(where, v)
+    return slots // block_size, slots % block_size
 
 
 def _qkv_to_cache_torch(
@@ -79,16 +81,21 @@ def _qkv_to_cache_torch(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    shared: Shared | None = None,
 ) -> torch.Tensor:
+    shared = shared or Shared()
     heads = qkv.view(-1, num_heads + 2 * num_kv_heads, head_dim)
-    qk, v = heads[:, : num_heads + num_kv_heads], heads[:, num_heads + num_kv_heads :]
-    if q_norm is not None and k_norm is not None:  # over all heads at once, and in float32 up to the rotation's end
-        weights = torch.cat((q_norm.expand(num_heads, -1), k_norm.expand(num_kv_heads, -1)))
-        qk = qk.to(torch.float32, copy=True)
+    qk, v = heads[:, :-num_kv_heads].float(), heads[:, -num_kv_heads:]
+    if q_norm is not None and k_norm is not None:  # over all heads at once
         norms = torch.linalg.vector_norm(qk, dim=-1, keepdim=True)
-        qk.mul_(norms.square_().div_(head_dim).add_(eps).rsqrt_()).mul_(weights)
-    qk = _rotate_torch(qk.float(), *_rotations_torch(positions, table)).to(qkv.dtype)
-    _write_kv_torch(qk[:, num_heads:], v, slot_mapping, k_cache, v_cache)
+        qk = qk * norms.square_().div_(head_dim).add_(eps).rsqrt_()
+        qk[:, :num_heads].mul_(q_norm)
+        qk[:, num_heads:].mul_(k_norm)
+    rotations = shared.once("rotations", lambda: _rotations_torch(positions, table))
+    places = shared.once("places", lambda: _places(slot_mapping, k_cache.shape[2]))
+    qk = _rotate_torch(qk, *rotations).to(qkv.dtype)
+    k_cache.transpose(1, 2).index_put_(places, qk[:, num_heads:])
+    v_cache.transpose(1, 2).index_put_(places, v)
     return qk[:, :num_heads]
 
 

@@ -30,7 +30,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if weight.is_mkldnn:
         assert out is None, "a packed weight's result has a place of its own"
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     if _is_skinny(x, weight):
         return skinny_matmul(x, weight, Epilogue(bias=bias), out)
     if out is not None:

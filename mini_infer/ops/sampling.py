@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -72,9 +73,10 @@ def _sample_torch(
 
 
 def _greedy(logits: torch.Tensor) -> torch.Tensor:
-    tokens = logits.argmax(-1, keepdim=True)  # NaN counts as the largest
-    valid = logits.gather(1, tokens).isfinite()
-    return torch.where(valid, tokens, INVALID_TOKEN).squeeze(1).int()
+    rows = logits.cpu().numpy()  # numpy finds a maximum several times faster than torch
+    tokens = rows.argmax(-1)  # the first NaN, if there is one
+    valid = np.isfinite(rows[np.arange(len(rows)), tokens])
+    return torch.from_numpy(np.where(valid, tokens, INVALID_TOKEN).astype(np.int32)).to(logits.device)
 
 
 def _draw_hierarchical(logits: torch.Tensor, p: RowParams, positions: torch.Tensor, filtered: bool) -> torch.Tensor:

@@ -73,6 +73,17 @@ class StepNeeds:
         return not (self.processors or self.logprobs)
 
 
+def _needs_of(asks: int) -> StepNeeds:
+    return StepNeeds(
+        sampling=SamplingNeeds(random=bool(asks & _Asks.RANDOM), filtered=bool(asks & _Asks.FILTERS)),
+        processors=bool(asks & _Asks.PROCESSORS),
+        logprobs=bool(asks & _Asks.LOGPROBS),
+    )
+
+
+_NEEDS = tuple(map(_needs_of, range(2 * _Asks.LOGPROBS)))  # by the union of what the rows ask
+
+
 @dataclass(frozen=True)
 class _SlotExtras:
     """The parts of a request that have no place in its row of device parameters."""
@@ -205,12 +216,7 @@ class Sampler:
 
     def needs(self, slots: Sequence[int]) -> StepNeeds:
         """What a step over these slots needs."""
-        asks = int(np.bitwise_or.reduce(self._asks[list(slots)], initial=0))
-        return StepNeeds(
-            sampling=SamplingNeeds(random=bool(asks & _Asks.RANDOM), filtered=bool(asks & _Asks.FILTERS)),
-            processors=bool(asks & _Asks.PROCESSORS),
-            logprobs=bool(asks & _Asks.LOGPROBS),
-        )
+        return _NEEDS[np.bitwise_or.reduce(self._asks[list(slots)], initial=0)]
 
     def sample(
         self, logits: torch.Tensor, slots_host: Sequence[int], slots: torch.Tensor, positions: torch.Tensor,
@@ -222,8 +228,10 @@ class Sampler:
         slots on the host and on the device; `positions` int32 [R], where each chosen token will stand; `params` int32
         [num_slots + 1, 16] and `token_ids` int32 [num_slots + 1, L], the device tables.
         """
-        asks = self._asks[list(slots_host)]
         needs = self.needs(slots_host)
+        if needs.plain:
+            return SampleOutput(sample(logits, slots, positions, params, needs.sampling), None)
+        asks = self._asks[list(slots_host)]
         processed = np.flatnonzero(asks & _Asks.PROCESSORS)
         tokens = (torch.empty_like(slots) if len(processed) == len(asks)
                   else sample(logits, slots, positions, params, needs.sampling))

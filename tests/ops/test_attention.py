@@ -66,9 +66,8 @@ def test_reference_is_the_same_alone_and_in_a_batch(paged_case):
     case = paged_case([(1, before) for before in (3, 60, 100, 117)], garbage=100.0)
     together, _ = run(case, attention._paged_attention_torch, None)
     for b in range(4):
-        alone = attention._attend_one(case.q[b : b + 1], case.k_cache, case.v_cache,
-                                      case.batch.block_table, int(case.batch.slots[b]), len(case.keys[b]), case.scale,
-                                      None)
+        plan = attention._Plan(case.batch, *case.k_cache.shape[1:3], None, case.q.dtype)
+        alone = attention._run_call(case.q[b : b + 1], case.k_cache, case.v_cache, plan, plan.alone(b), case.scale)
         torch.testing.assert_close(together[b : b + 1], alone, rtol=0, atol=1e-6)
 
 
