@@ -19,7 +19,7 @@ from mini_infer.models.loader import load_model
 from mini_infer.models.registry import load_config, load_plugins
 from mini_infer.protocol import EngineInfo
 from mini_infer.runtime.kv_pool import KVPool
-from mini_infer.runtime.memory import kv_budget_cpu, kv_budget_cuda
+from mini_infer.runtime.memory import keep_freed_memory, kv_budget_cpu, kv_budget_cuda
 from mini_infer.runtime.runner import Runner
 from mini_infer.runtime.sampler import Sampler
 from mini_infer.runtime.state import SlotState
@@ -69,6 +69,8 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         model = load_model(model_dir, model_config, adapter, dtype=dtype, device=device, load_format=config.load_format,
                            progress=progress, max_model_len=limits.max_model_len, seed=config.seed)
         _synchronize(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif device.type == "cpu" and model.num_parameters < SMALL_MODEL:
