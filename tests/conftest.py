@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():  # before any op is imported: Triton decides when a kernel is defined
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mini_infer.config import BUNDLED_MODEL_DIR
+
+# The same examples in every run, so that a red test is the change's doing; HYPOTHESIS_PROFILE=explore looks for others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 torch.set_num_threads(1)  # tests run side by side: threads that wait for each other's cores cost more than they bring
 

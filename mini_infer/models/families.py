@@ -31,7 +31,8 @@ class Mistral(ModelAdapter):
     def sliding_windows(self, fields: HFFields, num_layers: int) -> tuple[int | None, ...]:
         window = fields.integer("sliding_window") if fields.has("sliding_window") else None
         kind = "full_attention" if window is None else "sliding_attention"
-        if any(layer != kind for layer in fields.raw.get("layer_types") or ()):
+        types = fields.raw.get("layer_types")
+        if types is not None and types != [kind] * num_layers:
             raise ConfigError(f"config.json: layer_types other than {kind} in every layer are not supported for "
                               f"MistralForCausalLM with sliding_window={window}")
         return (window,) * num_layers
