@@ -258,6 +258,8 @@ class EngineConfig:
             _check(value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1),
                    f"{name} must be a positive integer or None, got {value!r}")
         _check(self.dtype in ("auto", *DTYPES), f"dtype must be auto, {', '.join(DTYPES)}; got {self.dtype!r}")
+        _check(self.num_kv_blocks is None or self.kv_cache_memory is None,
+               "kv_cache_memory and num_kv_blocks both say how large the KV cache is; give one of them")
         _check(isinstance(self.device, str) and
                (self.device in ("auto", "cpu", "cuda") or
                 (self.device.startswith("cuda:") and self.device[5:].isdecimal())),

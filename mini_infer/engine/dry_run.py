@@ -83,7 +83,7 @@ def _refuse_without_effect(config: EngineConfig) -> None:
     if config.kv_cache_memory is not None:
         unused["gpu_memory_utilization"] = "kv_cache_memory decides"
     if config.num_kv_blocks is not None:
-        unused |= dict.fromkeys(("kv_cache_memory", "gpu_memory_utilization"), "num_kv_blocks decides")
+        unused["gpu_memory_utilization"] = "num_kv_blocks decides"
     for name, reason in unused.items():
         if vars(config)[name] != vars(EngineConfig)[name]:
             raise ConfigError(f"{name} has no effect in this dry run, as {reason}; leave it out")

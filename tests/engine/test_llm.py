@@ -227,11 +227,12 @@ def test_bad_requests_name_the_field_and_cost_nothing(llm: LLM, prompt: list, pa
     ({"pipeline_depth": 3}, "pipeline_depth"),
     ({"kv_cache_memory": 10}, "kv_cache_memory"),
     ({"gpu_memory_utilization": 0.0}, "gpu_memory_utilization"),
+    ({"num_kv_blocks": 64, "kv_cache_memory": 10**8}, "give one of them"),
     ({"no_such_option": 1}, "no_such_option"),
 ])
 def test_bad_configurations_name_the_field(checkpoint: Path, options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make(checkpoint, **{"num_kv_blocks": None, **options} if "kv_cache_memory" in options else options)
+        make(checkpoint, **{"num_kv_blocks": None if "kv_cache_memory" in options else 64, **options})
 
 
 def test_the_other_names(checkpoint: Path) -> None:

@@ -38,15 +38,19 @@ class TestFlags:
         args = make_parser().parse_args([
             "serve", "some/model", "--max-model-len", "256", "--max-num-seqs=8", "--max-num-batched-tokens", "512",
             "--block-size", "32", "--gpu-memory-utilization", "0.5", "--num-kv-blocks", "64",
-            "--kv-cache-memory", "2GiB", "--dtype", "float16", "--device", "cpu", "--load-format", "dummy",
+            "--dtype", "float16", "--device", "cpu", "--load-format", "dummy",
             "--enforce-eager", "--plugin", "a",
             "--no-enable-prefix-caching", "--scheduling-policy", "priority", "--pipeline-depth", "1", "--seed", "3",
             "--plugin", "b", "--tokenizer", "t"])
         assert engine_config(args) == EngineConfig(
             model="some/model", max_model_len=256, max_num_seqs=8, max_num_batched_tokens=512, block_size=32,
-            gpu_memory_utilization=0.5, num_kv_blocks=64, kv_cache_memory=2**31, dtype="float16", device="cpu",
+            gpu_memory_utilization=0.5, num_kv_blocks=64, dtype="float16", device="cpu",
             load_format="dummy", enforce_eager=True, enable_prefix_caching=False, scheduling_policy="priority",
             pipeline_depth=1, seed=3, plugins=("a", "b"), tokenizer="t")
+
+    def test_the_kv_cache_by_its_memory(self) -> None:
+        args = make_parser().parse_args(["serve", "--kv-cache-memory", "2GiB"])
+        assert engine_config(args) == EngineConfig(kv_cache_memory=2**31)
 
     def test_defaults_are_the_configuration_s_own(self) -> None:
         assert engine_config(make_parser().parse_args(["serve"])) == EngineConfig()
