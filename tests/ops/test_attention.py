@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mini_infer.ops import attention
+from mini_infer.ops import attention, attention_split
 
 DECODE = [(1, 0), (1, 4), (1, 15), (1, 16), (1, 39)]
 CHUNKS = [(3, 0), (17, 0), (5, 30), (2, 14)]
@@ -106,9 +106,9 @@ def test_triton_merges_splits(paged_case, assert_close, device, window, max_seq_
     lens = [(1, 300), (1, 128), (1, 127), (1, 0), (1, 255)]
     case = paged_case(lens, heads=(3, 1), head_dim=16 if device.type == "cpu" else 64, device=device,
                       max_seq_len=max_seq_len)
-    tiles = attention.SPLIT_TILES | {(4, 16): attention.SPLIT_TILES[4, 64]}
+    tiles = attention_split.SPLIT_TILES | {(4, 16): attention_split.SPLIT_TILES[4, 64]}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SPLIT_TILES", tiles)
+        patch.setattr(attention_split, "SPLIT_TILES", tiles)
         assert_close(*run(case, attention._paged_attention_triton, window))
 
 

@@ -35,7 +35,7 @@ def test_kernels_compile_for_hopper():
 
 def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     """(kernel, constexprs, launch options); pointers to the model's dtype are said as `dtype`."""
-    from mini_infer.ops import activation, attention, kv_write, norm, rope
+    from mini_infer.ops import activation, attention_ragged, attention_split, kv_write, norm, rope
     from mini_infer.ops.dispatch import triton
 
     half = {"HALF": 40, "BLOCK_HALF": 64}
@@ -53,12 +53,12 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
         block_dim = triton.next_power_of_2(head_dim)
         shape = {"GROUP": group, "KV_HEADS": 2, "DIM": head_dim, "BLOCK_DIM": block_dim, "BLOCK_SIZE": block_size,
                  "WINDOW": window, "dtype": {2: "bf16", 4: "fp32"}[element]}
-        for kernel, tile in ((attention._ragged_kernel, attention.RAGGED_TILES[element, block_dim]),
-                             (attention._split_kernel, attention.SPLIT_TILES[element, block_dim])):
+        for kernel, tile in ((attention_ragged._ragged_kernel, attention_ragged.RAGGED_TILES[element, block_dim]),
+                             (attention_split._split_kernel, attention_split.SPLIT_TILES[element, block_dim])):
             options = {"num_warps": tile.warps, "num_stages": tile.stages}
             yield kernel, {**shape, "ROWS": tile.rows, "KEYS": tile.keys}, options
     shape = {"HEADS": 8, "DIM": 80, "BLOCK_DIM": 128}
-    yield attention._merge_kernel, {**shape, "WINDOW": 0, "SPLITS": attention.MERGE_SPLITS}, {"num_warps": 2}
+    yield attention_split._merge_kernel, {**shape, "WINDOW": 0, "SPLITS": attention_split.MERGE_SPLITS}, {"num_warps": 2}
 
 
 def argument_type(name: str, dtype: str) -> str:
