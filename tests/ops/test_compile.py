@@ -58,7 +58,8 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
             options = {"num_warps": tile.warps, "num_stages": tile.stages}
             yield kernel, {**shape, "ROWS": tile.rows, "KEYS": tile.keys}, options
     shape = {"HEADS": 8, "DIM": 80, "BLOCK_DIM": 128}
-    yield attention_split._merge_kernel, {**shape, "WINDOW": 0, "SPLITS": attention_split.MERGE_SPLITS}, {"num_warps": 2}
+    merge = {**shape, "WINDOW": 0, "SPLITS": attention_split.MERGE_SPLITS}
+    yield attention_split._merge_kernel, merge, {"num_warps": 2}
 
 
 def argument_type(name: str, dtype: str) -> str:
