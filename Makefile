@@ -4,9 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
-.PHONY: setup serve demo test test-fast test-gpu lint grid bench charts clean
+.PHONY: setup serve demo test test-fast test-gpu lint grid bench bench-gpu charts clean
 
-$(BIN)/.installed: pyproject.toml constraints.txt
+$(BIN)/.installed: pyproject.toml setup.py constraints.txt mini_infer/ops/native.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
@@ -38,6 +38,9 @@ grid: setup  ## the equivalence grid, written to docs/grid.md
 
 bench: setup  ## the figures of docs/benchmarks.md, into benchmarks/results
 	$(BIN)/python -m benchmarks.cpu_suite
+
+bench-gpu:  ## the figures of a GPU, into benchmarks/results; runs from a plain checkout with the machine's own python
+	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_suite
 
 charts: setup  ## benchmarks/results as pictures in docs/charts
 	$(BIN)/python -m benchmarks.charts

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import gpu_charts
 from benchmarks.common import RESULTS, ROOT, Figure
+from benchmarks.drawing import OTHER, OURS, PALE, bars, markdown, style, title
 
 Result = dict[str, Any]  # the content of one JSON file
-BENCHMARKS = ("compare_transformers", "static_vs_continuous", "memory_utilization", "prefix_cache", "host_cost")
-DOCS = (ROOT / "docs" / "benchmarks.md",)
+BENCHMARKS = ("compare_transformers", "static_vs_continuous", "memory_utilization", "prefix_cache", "host_cost",
+              "many_requests", "client_capacity")
+GPU_BENCHMARKS = tuple(gpu_charts.TABLES)
+DOCS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "zh" / "benchmarks.md")
 CHARTS = ROOT / "docs" / "charts"
-OURS, OTHER, PALE = "#2f6f9f", "#b9bec4", "#a9c7dd"
-INK, GRID = "#24292f", "#e4e7ea"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def read_results(directory: Path) -> dict[str, Result]:
     """Those that are there, by name."""
-    paths = {name: directory / f"{name}.json" for name in BENCHMARKS}
+    paths = {name: directory / f"{name}.json" for name in BENCHMARKS + GPU_BENCHMARKS}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
@@ -41,14 +44,6 @@ def figures_of(result: Result) -> list[Figure]:
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table, columns of numbers to the right."""
-    cells = [[str(cell) for cell in row] for row in rows]
-    rules = ["--:" if all(cell[:1].isdigit() for cell in column) else ":--" for column in zip(*cells)]
-    lines = [header, rules, *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def figures_table(results: dict[str, Result]) -> str:
@@ -111,23 +106,41 @@ def _held_in(row: dict[str, Any], result: Result) -> str:
     return f"one piece of {size:,}" if size == result["max_model_len"] else f"blocks of {size}"
 
 
+def _requests_table(result: Result) -> str:
+    return markdown(("tokens made", "host, µs a token", "resident, MB"),
+                    [(f"{row['tokens']:,}", row["us_per_token"], row["resident_mb"]) for row in result["rows"]])
+
+
+def _client_table(result: Result) -> str:
+    return markdown(("connections", "tokens", "tokens/s", "µs of the client a token", "tokens/s that allows"),
+                    [(row["connections"], f"{row['tokens']:,}", f"{row['tokens_per_s']:,}", row["client_us_per_token"],
+                      f"{row['capacity_tokens_per_s']:,}") for row in result["rows"]])
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "compare_transformers": _compare_table, "static_vs_continuous": _static_table,
     "memory_utilization": _memory_table, "prefix_cache": _prefix_table, "host_cost": _host_table,
+    "many_requests": _requests_table, "client_capacity": _client_table, **gpu_charts.TABLES,
 }
 
 
-def with_tables(text: str, results: dict[str, Result]) -> str:
-    """A document with the tables between its marks made anew; `figures` and `machine` are about all benchmarks.
+def with_tables(text: str, results: dict[str, Result], charts: str = "charts") -> str:
+    """A document with the tables between its marks made anew; `figures` and `machine` are about all benchmarks of a
+    CPU, `gpu_figures` and `gpu_machine` about those of a GPU.
 
-    A table whose result is missing stays as it is."""
+    A table whose result is missing stays as it is. Those of a GPU come with their chart, whose directory is `charts` as
+    the document sees it."""
 
     def table(mark: re.Match[str]) -> str:
         name = mark[2]
-        if name in ("figures", "machine"):
-            content = (figures_table if name == "figures" else machine_table)(results)
+        if name.removeprefix("gpu_") in ("figures", "machine"):
+            group = GPU_BENCHMARKS if name.startswith("gpu_") else BENCHMARKS
+            about = {key: result for key, result in results.items() if key in group}
+            content = (figures_table if name.endswith("figures") else machine_table)(about)
         elif name in results:
             content = TABLES[name](results[name])
+            if name in GPU_BENCHMARKS:
+                content = f"![{name}]({charts}/{name}.svg)\n\n{content}"
         else:
             return mark[0]
         return f"{mark[1]}\n{content}\n\n{mark[3]}"
@@ -135,21 +148,17 @@ def with_tables(text: str, results: dict[str, Result]) -> str:
     return MARKED.sub(table, text)
 
 
+def charts_of(document: Path) -> str:
+    """The directory of the charts, as a document links to it."""
+    return os.path.relpath(CHARTS, document.parent).replace(os.sep, "/")
+
+
 # --------------------------------------------------------------------------------------------------------------- charts
 
 
 def draw_all(results: dict[str, Result], directory: Path) -> list[Path]:
     """One SVG for each result; returns their paths."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({
-        "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.edgecolor": GRID, "axes.grid": True, "axes.grid.axis": "x", "axes.axisbelow": True, "grid.color": GRID,
-        "axes.spines.top": False, "axes.spines.right": False, "figure.titlesize": 11, "figure.titleweight": "bold",
-        "figure.facecolor": "white", "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.08,
-        "xtick.bottom": False, "ytick.left": False, "legend.frameon": False, "svg.hashsalt": "mini-infer",
-    })
+    style()
     from matplotlib import pyplot
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -163,57 +172,36 @@ def draw_all(results: dict[str, Result], directory: Path) -> list[Path]:
     return paths
 
 
-def _title(axes: Any, text: str) -> None:
-    axes.figure.suptitle(text, x=0.01, horizontalalignment="left")
-
-
-def _bars(axes: Any, labels: Sequence[str], values: Sequence[float], notes: Sequence[str], colors: Sequence[str],
-          spans: Sequence[tuple[float, float]] | None = None) -> None:
-    """Horizontal bars from top to bottom, each with its note at the end; `spans` are drawn as whiskers."""
-    whiskers = None
-    if spans is not None:
-        whiskers = [[max(0, value - low) for value, (low, _) in zip(values, spans)],
-                    [max(0, high - value) for value, (_, high) in zip(values, spans)]]
-    axes.barh(range(len(values)), values, color=colors, height=0.62, xerr=whiskers,
-              error_kw={"ecolor": INK, "elinewidth": 0.8, "capsize": 2})
-    ends = values if spans is None else [high for _, high in spans]
-    for index, (end, note) in enumerate(zip(ends, notes)):
-        axes.annotate(note, (end, index), xytext=(5, 0), textcoords="offset points", va="center")
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(ends) * 1.25)
-
-
 def _draw_compare(axes: Any, result: Result) -> None:
     rows = [row for row in result["rows"] if row["threads"] == result["best_threads"][row["side"]]]
     tokens = result["requests"] * result["output_len"]
-    _bars(axes, [row["side"] for row in rows], [row["tokens_per_second"] for row in rows],
+    bars(axes, [row["side"] for row in rows], [row["tokens_per_second"] for row in rows],
           [f"{row['tokens_per_second']:,.0f}  ({_threads(row['threads'])})" for row in rows],
           [OURS if row["side"].startswith("mini-infer") else OTHER for row in rows],
           [(tokens / row["seconds"]["max"], tokens / row["seconds"]["min"]) for row in rows])
-    _title(axes, f"{result['requests']} requests, {result['input_len']} tokens in, {result['output_len']} out, "
+    title(axes, f"{result['requests']} requests, {result['input_len']} tokens in, {result['output_len']} out, "
                  f"{result['dtype']}, CPU")
     axes.set_xlabel("output tokens per second, each side at its best number of threads")
 
 
 def _draw_static(axes: Any, result: Result) -> None:
     rows, tokens = result["rows"], result["output_tokens"]
-    _bars(axes, [row["side"].replace(", ", ",\n") for row in rows], [row["tokens_per_second"] for row in rows],
+    bars(axes, [row["side"].replace(", ", ",\n") for row in rows], [row["tokens_per_second"] for row in rows],
           [f"{row['tokens_per_second']:,.0f}" for row in rows],
           [OURS if row["side"] == "continuous" else OTHER for row in rows],
           [(tokens / row["seconds"]["max"], tokens / row["seconds"]["min"]) for row in rows])
     low, high = result["output_lens"]
-    _title(axes, f"{result['requests']} requests of {low} to {high} tokens, {result['max_num_seqs']} at a time")
+    title(axes, f"{result['requests']} requests of {low} to {high} tokens, {result['max_num_seqs']} at a time")
     axes.set_xlabel("wanted output tokens per second")
 
 
 def _draw_memory(axes: Any, result: Result) -> None:
     rows = result["rows"]
-    _bars(axes, [_held_in(row, result) for row in rows], [100 * row["utilisation"] for row in rows],
+    bars(axes, [_held_in(row, result) for row in rows], [100 * row["utilisation"] for row in rows],
           [f"{row['utilisation']:.1%}" for row in rows],
           [OTHER if row["block_size"] == result["max_model_len"] else OURS if row["block_size"] == 16 else PALE
            for row in rows])
-    _title(axes, f"KV memory in use that holds tokens, {result['requests']:,} mixed requests")
+    title(axes, f"KV memory in use that holds tokens, {result['requests']:,} mixed requests")
     axes.set_xlabel("live tokens over token slots held, %")
     axes.set_xticks(range(0, 101, 20))
 
@@ -228,21 +216,38 @@ def _draw_prefix(axes: Any, result: Result) -> None:
             notes.append(f"{times['median']:.0f} ms" + (f"  ({row['hit_over_miss']:.2f}×)" if side == "hit" else ""))
             colors.append(color)
             spans.append((times["min"], times["max"]))
-    _bars(axes, labels, values, notes, colors, spans)
-    _title(axes, "Time to the first token after a shared prefix")
+    bars(axes, labels, values, notes, colors, spans)
+    title(axes, "Time to the first token after a shared prefix")
     axes.set_xlabel("milliseconds")
 
 
 def _draw_host(axes: Any, result: Result) -> None:
     rows = result["rows"]
     queued = [f", {row['queued']:,} queued" if row["queued"] else "" for row in rows]
-    _bars(axes, [f"{row['running']} running{more}" for row, more in zip(rows, queued)],
+    bars(axes, [f"{row['running']} running{more}" for row, more in zip(rows, queued)],
           [row["total_ms"] for row in rows], [f"{row['total_ms']:.3f}" for row in rows], [PALE] * len(rows))
     axes.barh(range(len(rows)), [row["schedule_ms"] for row in rows], color=OURS, height=0.62, label="schedule")
     axes.barh(0, 0, color=PALE, label="update")
     axes.legend(loc="upper right")
-    _title(axes, f"What a step costs the host (limit {result['limit_ms']:g} ms)")
+    title(axes, f"What a step costs the host (limit {result['limit_ms']:g} ms)")
     axes.set_xlabel("milliseconds a step")
+
+
+def _draw_requests(axes: Any, result: Result) -> None:
+    rows = result["rows"]
+    bars(axes, [f"until {row['tokens']:,}" for row in rows], [row["us_per_token"] for row in rows],
+         [f"{row['us_per_token']:.0f} µs, {row['resident_mb']:.0f} MB" for row in rows], [OURS] * len(rows))
+    title(axes, f"{result['requests']:,} requests of {result['output_len']} tokens on {result['device']}")
+    axes.set_xlabel("microseconds of the processor a token, in each tenth of the run")
+
+
+def _draw_client(axes: Any, result: Result) -> None:
+    rows = result["rows"]
+    bars(axes, [f"{row['connections']} streams" for row in rows], [row["capacity_tokens_per_s"] for row in rows],
+         [f"{row['capacity_tokens_per_s']:,}  ({row['client_us_per_token']} µs each)" for row in rows],
+         [OURS] * len(rows))
+    title(axes, "What `bench serve` can take in")
+    axes.set_xlabel("streamed tokens per second of the client's processor time")
 
 
 def _threads(count: int) -> str:
@@ -251,7 +256,8 @@ def _threads(count: int) -> str:
 
 DRAWINGS: dict[str, Callable[[Any, Result], None]] = {
     "compare_transformers": _draw_compare, "static_vs_continuous": _draw_static, "memory_utilization": _draw_memory,
-    "prefix_cache": _draw_prefix, "host_cost": _draw_host,
+    "prefix_cache": _draw_prefix, "host_cost": _draw_host, "many_requests": _draw_requests,
+    "client_capacity": _draw_client, **gpu_charts.DRAWINGS,
 }
 
 
@@ -263,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     results = read_results(args.results)
     for path in DOCS:
-        path.write_text(with_tables(path.read_text(encoding="utf-8"), results), encoding="utf-8")
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), results, charts_of(path)), encoding="utf-8")
         print(f"tables of {path.relative_to(ROOT)} written")
     if not args.docs:
         for path in draw_all(results, args.charts):

@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from benchmarks.common import write_result
 from mini_infer.ops.activation import silu_and_mul
+from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
-from mini_infer.ops.skinny import Epilogue, SkinnyTile, choose_tile, skinny_matmul
+from mini_infer.ops.skinny import SkinnyTile, choose_tile, skinny_matmul
 
 COPY_BYTES_PER_S = 4.25e12
 # (model, product, [N, K]): gate-up is gated, o and down add to the residual stream, qkv and gate-up follow a norm.

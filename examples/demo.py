@@ -34,7 +34,7 @@ def main() -> None:
 
     print("Seconds to start:  " + ", ".join(f"{name} {value:.2f}" for name, value in info.startup_seconds.items()))
     print("Memory ledger:")
-    for name, size in info.memory_bytes.items():
+    for name, size in llm.memory_ledger().items():
         print(f"  {name:<12}{size / 1e6:>10,.1f} MB")
     stats = llm.stats()
     print(f"Blocks: {stats.used_blocks} used, {stats.cached_blocks} cached, {stats.free_blocks} free "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mini_infer.protocol import RequestError, SamplingParams
+from mini_infer.protocol import RequestError, SamplingParams, StructuredOutputs
 
 if TYPE_CHECKING:
     from mini_infer.config import ConfigError, EngineConfig
@@ -45,4 +45,4 @@ def __dir__() -> list[str]:
 
 
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "ConfigError", "EngineConfig", "LLMEngine", "ModelAdapter",
-           "RequestError", "RequestOutput", "SamplingParams", "__version__", "register_model"]
+           "RequestError", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__", "register_model"]

@@ -1,4 +1,4 @@
-"""The command line: `mini-infer serve | chat | generate`.
+"""The command line: `mini-infer serve | chat | generate | replay`.
 
 Options are rows of a table: the ones of the engine are the fields of EngineConfig under vLLM's flag names. Only options
 that were given are passed on, so every default lives in one place, with the thing it configures.
@@ -7,6 +7,8 @@ that were given are passed on, so every default lives in one place, with the thi
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 import sys
 import time
@@ -16,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from mini_infer import __version__
+from mini_infer.bench.arguments import add_commands
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.protocol import RequestError, SamplingParams
 
@@ -76,6 +79,7 @@ ENGINE_FLAGS = (
     Flag("threads", int, "CPU threads of a model that runs on the CPU; one for a small model by default"),
     Flag("tensor_parallel_size", int, "GPUs to share one model (1 for now)"),
     Flag("seed", int, "of everything random that a request gives no seed for"),
+    Flag("record", str, "file to write the run to, prompts included, for mini-infer replay"),
     Flag("plugin", list, "module to import first, which registers models or policies; may be repeated"),
 )
 SERVE_FLAGS = (
@@ -83,6 +87,30 @@ SERVE_FLAGS = (
     Flag("port", int, "port to listen on (8000)"),
     Flag("served_model_name", list, "name that clients call the model; may be repeated"),
     Flag("shutdown_timeout", int, "seconds that running requests get after SIGTERM (30)"),
+    Flag("max_queue", int, "requests that may wait for a place in the batch; more get 429 at once (2048)"),
+    Flag("max_concurrent_requests", int, "requests that are answered at a time; more get 429 at once (any number)"),
+    Flag("default_timeout", float, "seconds for a request that names no timeout of its own (none)"),
+    Flag("engine_stall_timeout", float, "seconds without progress after which the engine is said to hang (60)"),
+    Flag("restart_engine", int, "times an hour that a dead or hanging engine is started again, instead of ending (0)"),
+    Flag("api_key", list, "key that clients must send; may be repeated; also from MINI_INFER_API_KEY"),
+    Flag("chat_template", str, "file with a chat template, or the template itself, instead of the model's"),
+    Flag("trust_request_chat_template", True, "render chat_template fields of requests (in a process with limits)"),
+    Flag("enable_auto_tool_choice", True, "accepted for vLLM's sake: calls are looked for wherever a parser is known"),
+    Flag("tool_call_parser", str, "how the model writes tool calls: hermes, llama3_json, mistral, or none of these"),
+    Flag("reasoning_parser", str, "how the model writes thoughts: qwen3, deepseek_r1, or none (not at all)"),
+    Flag("max_logprobs", int, "most likely tokens that a request may ask for, up to 20 (20)"),
+    Flag("max_body_size", size, "bytes that the body of a request may have (8MiB)"),
+    Flag("enable_request_id_headers", True, "answer with an X-Request-Id: the client's, or a new one"),
+    Flag("root_path", str, "path under which a proxy shows this server"),
+    Flag("allowed_origins", list, "web origin that may use this server (CORS), * for all; may be repeated"),
+    Flag("allowed_methods", list, "HTTP method that such a page may use; may be repeated (*)"),
+    Flag("allowed_headers", list, "header that such a page may send; may be repeated (*)"),
+    Flag("allow_credentials", True, "let such a page send cookies"),
+    Flag("ssl_certfile", str, "certificate chain; serves HTTPS"),
+    Flag("ssl_keyfile", str, "key of the certificate, where it is in a file of its own"),
+    Flag("ssl_ca_certs", str, "certificates to check those of clients against"),
+    Flag("ssl_cert_reqs", int, "certificates of clients: 0 none, 1 if they have one, 2 required (0)"),
+    Flag("otlp_traces_endpoint", str, "URL of an OpenTelemetry collector (OTLP over HTTP) to send traces to"),
     Flag("dry_run", True, "no weights: made-up words at the speed of a GPU that need not be here"),
     Flag("dry_gpu", str, "the GPU of a dry run (H200)"),
     Flag("dry_output_len", int, "mean length after which answers of a dry run end by themselves"),
@@ -108,9 +136,16 @@ def make_parser() -> argparse.ArgumentParser:
     _add_flags(serve, "server", SERVE_FLAGS)
     chat = commands.add_parser("chat", allow_abbrev=False, help="talk to a model in the terminal")
     chat.add_argument("--url", help="a running server, such as http://127.0.0.1:8000, to do the work")
+    chat.add_argument("--api-key", help="key of the server behind --url; also from MINI_INFER_API_KEY")
     chat.add_argument("--system", help="system prompt")
     generate = commands.add_parser("generate", allow_abbrev=False, help="complete a prompt")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to go on from; - reads standard input")
+    replay = commands.add_parser("replay", allow_abbrev=False, help="drive the scheduler through a recorded run again")
+    replay.add_argument("recording", metavar="FILE", help="what --record wrote")
+    replay.add_argument("--dump", action="store_true", help="print the recorded events and compare nothing")
+    replay.add_argument("--plugin", action="append", default=[], help="module that registers the run's policy")
+    bench = commands.add_parser("bench", allow_abbrev=False, help="measure the engine, a server, the start or kernels")
+    add_commands(bench, _add_engine_options)
     for command in (serve, chat):
         command.add_argument("positional_model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     for command in (chat, generate):
@@ -125,6 +160,11 @@ def _add_flags(parser: argparse.ArgumentParser, title: str, flags: Sequence[Flag
     group = parser.add_argument_group(title)
     for flag in flags:
         flag.add_to(group)
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help=MODEL_HELP)
+    _add_flags(parser, "engine", ENGINE_FLAGS)
 
 
 def _given(args: argparse.Namespace, flags: Sequence[Flag]) -> dict[str, Any]:
@@ -144,44 +184,84 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(**values) if model is None else EngineConfig(model=model, **values)
 
 
+def _items(name: str, text: str) -> list[str]:
+    """What one option of a repeatable flag says: itself, or what is in it where it is a JSON list (vLLM's way)."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        items = json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{name}: {text!r} begins like a JSON list and is none") from None
+    if not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"{name}: {text!r} must be a list of strings")
+    return items
+
+
 def run_serve(args: argparse.Namespace, start: float) -> int:
     missing = [name for name in _SERVER_PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'mini-infer[serve]'")
     from mini_infer.engine.sim import SimConfig
-    from mini_infer.server.launch import ServeOptions, serve
+    from mini_infer.server.launch import ENV_API_KEY, ServeOptions, serve
 
     values = _given(args, SERVE_FLAGS)
     dry_run = values.pop("dry_run", False)
     dry = {name.removeprefix("dry_"): values.pop(name) for name in ("dry_gpu", "dry_output_len") if name in values}
     if dry and not dry_run:
         raise ConfigError(f"dry_{next(iter(dry))} has a meaning with --dry-run only")
-    if "served_model_name" in values:
-        values["served_model_name"] = tuple(values["served_model_name"])
+    for name in ("served_model_name", "api_key", "allowed_origins", "allowed_methods", "allowed_headers"):
+        if name in values:
+            values[name] = tuple(item for text in values[name] for item in _items(name, text))
+    if "api_key" not in values and os.environ.get(ENV_API_KEY):
+        values["api_key"] = (os.environ[ENV_API_KEY],)
+    if values.pop("enable_auto_tool_choice", False) and values.get("tool_call_parser") == "none":
+        raise ConfigError("enable_auto_tool_choice needs a tool_call_parser other than none")
     sim = SimConfig(**dry) if dry_run else None
     return serve(ServeOptions(engine_config(args), sim, **values), start)
 
 
 def run_generate(args: argparse.Namespace, start: float) -> int:
-    from mini_infer.terminal import generate
+    from mini_infer.terminal.generate import generate
 
     params = SamplingParams(**{"max_tokens": 200, **_given(args, SAMPLING_FLAGS)})
     return generate(engine_config(args), sys.stdin.read() if args.prompt == "-" else args.prompt, params)
 
 
 def run_chat(args: argparse.Namespace, start: float) -> int:
-    from mini_infer.terminal import LocalModel, RemoteModel, chat
+    from mini_infer.terminal.chat import chat
+    from mini_infer.terminal.conversation import Conversation
+    from mini_infer.terminal.models import ChatModel, LocalModel, RemoteModel
 
     sampling = _given(args, SAMPLING_FLAGS)
+    SamplingParams(**{"max_tokens": None, **sampling})  # raises now for what is out of range
+    model: ChatModel
     if args.url is None:
-        return chat(LocalModel(engine_config(args), SamplingParams(**{"max_tokens": None, **sampling})), args.system)
-    given = sorted(_given(args, ENGINE_FLAGS))
-    if given:
-        raise ConfigError(f"{given[0]} belongs to the server behind --url; it cannot be set from here")
-    return chat(RemoteModel(args.url, args.model or args.positional_model, sampling), args.system)
+        if args.api_key is not None:
+            raise ConfigError("api_key is for a server: give its --url too")
+        model = LocalModel(engine_config(args))
+    else:
+        if given := sorted(_given(args, ENGINE_FLAGS)):
+            raise ConfigError(f"{given[0]} belongs to the server behind --url; it cannot be set from here")
+        api_key = args.api_key or os.environ.get("MINI_INFER_API_KEY")
+        model = RemoteModel(args.url, args.model or args.positional_model, api_key)
+    return chat(model, Conversation(args.system, sampling))
 
 
-RUN = {"serve": run_serve, "chat": run_chat, "generate": run_generate}
+def run_bench(args: argparse.Namespace, start: float) -> int:
+    from mini_infer.bench import commands
+
+    return commands.run_bench(args, engine_config)
+
+
+def run_replay(args: argparse.Namespace, start: float) -> int:
+    if find_spec("msgspec") is None:
+        raise ConfigError("replay needs msgspec: pip install 'mini-infer[serve]'")
+    from mini_infer.terminal.replay import replay
+
+    return replay(args.recording, args.dump, args.plugin)
+
+
+RUN = {"serve": run_serve, "chat": run_chat, "generate": run_generate, "replay": run_replay, "bench": run_bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -195,6 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read the output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail as well
+        return 141
 
 
 def serve_main() -> int:

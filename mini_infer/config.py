@@ -248,6 +248,7 @@ class EngineConfig:
     threads: int | None = None  # of a CPU
     tensor_parallel_size: int = 1
     seed: int = 0
+    record: str | None = None  # a file to write the run to, for `mini-infer replay`
     plugins: tuple[str, ...] = ()  # modules imported first in every process; they register model adapters or policies
 
     def __post_init__(self) -> None:
@@ -282,14 +283,16 @@ class EngineConfig:
 
     def _check_names(self) -> None:
         """Names and paths become plain strings, so that a configuration can be written as JSON."""
-        for name in ("model", "tokenizer"):
+        for name, what in (("model", "a directory or a hub id"), ("tokenizer", "a directory or be None"),
+                           ("record", "a file or be None")):
             value = self.__dict__[name]
             if isinstance(value, os.PathLike):
                 value = os.fspath(value)
                 object.__setattr__(self, name, value)
-            _check((isinstance(value, str) and value != "") or (name == "tokenizer" and value is None),
-                   f"{name} must name a directory{' or be None' if name == 'tokenizer' else ' or a hub id'}, "
-                   f"got {value!r}")
+            _check((isinstance(value, str) and value != "") or (name != "model" and value is None),
+                   f"{name} must name {what}, got {value!r}")
+        _check(self.record is None or Path(self.record).absolute().parent.is_dir(),
+               f"record: {self.record!r} is in a directory that does not exist")
         _check(isinstance(self.plugins, (list, tuple)),
                f"plugins must be a list of modules, got {self.plugins!r}; for one, write [{self.plugins!r}]")
         plugins = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in self.plugins)

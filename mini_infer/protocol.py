@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 MAX_SEED = 2**63 - 1
 MAX_LOGPROBS = 20
@@ -36,6 +37,47 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class StructuredOutputs:
+    """What a request's text must look like: exactly one of the first five. Names are vLLM's StructuredOutputsParams'.
+
+    json: a JSON schema, as an object or as text; regex: a regular expression for the whole text; choice: the possible
+    texts; grammar: Lark, GBNF, or llguidance's own form; json_object: any JSON object. With disable_any_whitespace
+    JSON comes without whitespace between its tokens. Whether the model's engine can honour it is checked at the door.
+    """
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    disable_any_whitespace: bool = False
+    preamble: str = ""  # Lark: a rule of this name, for what may come first (a model's thoughts)
+    instead: str = ""  # Lark: what may come in the place of all this (tool calls)
+    lenient: bool = False  # pass over keywords of a JSON schema that cannot be enforced, instead of refusing them
+    source: str = "structured_outputs"  # the request's field that asked for this; errors name it
+
+    def __post_init__(self) -> None:
+        given = [name for name in STRUCTURED_KINDS if self.__dict__[name] not in (None, False)]
+        if len(given) != 1:
+            raise RequestError(f"{self.source} must have exactly one of {', '.join(STRUCTURED_KINDS)}, got "
+                               f"{' and '.join(given) or 'none'}", self.source)
+        for name, kinds in (("json", (dict, str)), ("regex", str), ("grammar", str), ("preamble", str),
+                            ("instead", str)):
+            value = self.__dict__[name]
+            _require(value is None or isinstance(value, kinds), f"{self.source}.{name}",
+                     "a JSON schema" if name == "json" else "text", value)
+        for name in ("json_object", "disable_any_whitespace", "lenient"):
+            _require(isinstance(self.__dict__[name], bool), f"{self.source}.{name}", "true or false",
+                     self.__dict__[name])
+        _require(self.choice is None or (isinstance(self.choice, list) and len(self.choice) > 0
+                                         and all(isinstance(text, str) and text for text in self.choice)),
+                 f"{self.source}.choice", "a list of non-empty strings", self.choice)
+
+
+STRUCTURED_KINDS = ("json", "regex", "choice", "grammar", "json_object")
 
 
 @dataclass(frozen=True)
@@ -67,6 +109,7 @@ class SamplingParams:
     detokenize: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
     # Filled at the door from `bad_words` by the tokenizer; each is a token sequence that must not appear.
     bad_words_token_ids: list[list[int]] | None = None
 
@@ -121,6 +164,8 @@ class SamplingParams:
         for word in self.bad_words_token_ids or ():
             _require(isinstance(word, list) and len(word) > 0 and all(map(_is_int, word)), "bad_words_token_ids",
                      "non-empty lists of token ids", word)
+        _require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputs),
+                 "structured_outputs", "a StructuredOutputs", self.structured_outputs)
         _require(not (self.stop and not self.detokenize), "stop", "unset when detokenize is false", self.stop)
 
     @property
@@ -234,10 +279,37 @@ class EngineStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    computed_tokens: int = 0  # in steps whose results are in, those that a preemption made it compute again included
     requests_added: int = 0
     requests_finished: int = 0
     requests_aborted: int = 0
     requests_failed: int = 0
+
+
+class Span(NamedTuple):
+    """A stretch of a request's life, which begins where the one before it ended, the first one at its arrival.
+
+    phase: "queued"; "prefill", one for each chunk; "decode"; or "preempted". end: seconds of the engine's clock.
+    tokens: computed in a chunk, brought by a decode span, else 0.
+    """
+
+    phase: str
+    end: float
+    tokens: int
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Where the time of a request went that has ended. The spans have no gaps: they add up to its life."""
+
+    request_id: int
+    arrival: float
+    spans: list[Span]
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, found in the cache at its first admission
+    output_tokens: int
+    preemptions: int
+    reason: str  # as TokensOut.finish_reason
 
 
 @dataclass(frozen=True)
@@ -246,6 +318,68 @@ class StepOutputs:
 
     outputs: list[TokensOut] = field(default_factory=list)
     stats: EngineStats | None = None
+    ended: list[Timeline] = field(default_factory=list)
+    step_seconds: float | None = None  # one turn of the loop: plan, wait for the device, take the result in
+
+
+@dataclass(frozen=True)
+class Launching:
+    """The engine has been starting one step for so long: host work, which may compile kernels. Said again and again."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WatchEngine:
+    """`on`: answer with an EngineView, and keep a trace of steps for the next one. Off: stop doing so."""
+
+    on: bool
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What one step computed, by the ids of the requests that had a row in it. The first `num_decodes` rows are of
+    requests that missed one token; the others are chunks of prompts, of `chunks` tokens each."""
+
+    step_id: int
+    end: float  # seconds of the engine's clock, when its result was there
+    seconds: float  # since it was submitted, or since the result before it
+    num_decodes: int
+    request_ids: list[int]
+    chunks: list[int]
+
+
+class RequestView(NamedTuple):
+    """A live request. phase: that of its Span to come."""
+
+    request_id: int
+    phase: str
+    arrival: float
+    prompt_tokens: int
+    computed_tokens: int
+    output_tokens: int
+    max_tokens: int
+    cached_tokens: int
+    num_blocks: int
+    preemptions: int
+
+
+@dataclass(frozen=True)
+class EngineView:
+    """A look at a running engine.
+
+    cells: the KV pool as 16-bit little-endian numbers, one for every `blocks_per_cell` blocks, which shows the first of
+    them. 0 is free, 1 is cached (evictable), 2 is shared by several requests, 3 + i is held by `owners[i]` alone.
+    """
+
+    time: float  # seconds of the engine's clock
+    cost: float  # seconds that making this view took
+    stats: EngineStats
+    steps: list[StepView]  # the newest of those since the last view
+    requests: list[RequestView]  # the first of those that run and of those that wait
+    owners: list[tuple[int, int]]  # all that run: request id and number of blocks
+    blocks_per_cell: int
+    cells: bytes
 
 
 @dataclass(frozen=True)
@@ -270,7 +404,8 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class EngineFailed:
-    """The engine could not start. `bad_config`: the configuration is at fault and `message` says what to change."""
+    """The engine could not start, or cannot go on, and ends. `bad_config`: the configuration is at fault and `message`
+    says what to change."""
 
     message: str
     bad_config: bool

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():  # before any op is imported: Triton decides w
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from mini_infer.config import BUNDLED_MODEL_DIR
+from mini_infer.ops.native import HAS_NATIVE
 
 # The same examples in every run, so that a red test is the change's doing; HYPOTHESIS_PROFILE=explore looks for others.
 settings.register_profile("same", derandomize=True)
@@ -24,12 +25,13 @@ torch.set_num_threads(1)  # tests run side by side: threads that wait for each o
 
 # A machine for the engine alone (`make test-gpu` from a plain checkout) has no server packages.
 if any(find_spec(name) is None for name in ("fastapi", "msgspec", "openai", "uvicorn")):
-    collect_ignore_glob = ["server/*", "engine/test_async_llm.py", "engine/test_sim.py", "test_config.py",
-                           "test_docs.py"]
+    collect_ignore_glob = ["server/*", "terminal/*", "bench/*", "engine/test_record.py", "engine/test_async_llm.py",
+                           "engine/test_sim.py", "test_config.py", "test_deploy.py", "test_docs.py"]
 
 
 # Left out of `make test-fast`: these start servers, or draw many samples.
-SLOW = ("server/", "engine/test_async_llm.py", "ops/test_sampling.py", "test_benchmarks.py", "test_demo_model_data.py")
+SLOW = ("server/", "terminal/", "bench/test_bench.py", "engine/test_async_llm.py", "ops/test_sampling.py",
+        "test_benchmarks.py", "test_demo_model_data.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -47,10 +49,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not HAS_NATIVE:
+        terminalreporter.write_line("NO CPU KERNELS HERE: their tests were skipped and the references ran; "
+                                    "`pip install -e .` builds them with a C++ compiler", yellow=True, bold=True)
     skipped = [report for report in terminalreporter.stats.get("skipped", []) if "CUDA GPU" in str(report.longrepr)]
     if skipped or not torch.cuda.is_available():
         terminalreporter.write_line(f"NO GPU HERE: {len(skipped)} GPU tests were skipped (or deselected); "
                                     "run `make test-gpu` on a machine with one", yellow=True, bold=True)
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "Chromium" in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"NO CHROMIUM HERE: {len(skipped)} tests of the page were skipped; "
+                                    "`apt-get install chromium` lets them run", yellow=True, bold=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,27 @@ import torch
 
 from benchmarks import (
     charts,
+    chunked_prefill,
     compare_transformers,
+    compare_vllm,
     cpu_suite,
+    cuda_graphs,
+    flash_decoding,
+    gpu_memory,
+    host_idle,
+    many_requests,
     memory_utilization,
     prefix_cache,
+    startup,
     static_vs_continuous,
+    weights,
 )
+from benchmarks import kernels as kernel_benchmark
 from benchmarks.common import RESULTS, ROOT, Figure, spread, time_in_turn
+from benchmarks.gpu_charts import DRAWINGS, TABLES
+from mini_infer.bench import kernels
+from mini_infer.bench.gpu_time import Ceilings
+from mini_infer.config import ConfigError
 from tests.tiny import write_checkpoint
 
 
@@ -71,6 +85,102 @@ def test_prefix_cache(checkpoint: str, tmp_path: Path) -> None:
     assert [row["cached_tokens"] for row in read(tmp_path, "prefix_cache")["rows"]] == [32, 64]
 
 
+def test_chunked_prefill(checkpoint: str, tmp_path: Path) -> None:
+    chunked_prefill.main(["--quick", "--model", checkpoint, "--out", str(tmp_path)])
+    result = read(tmp_path, "chunked_prefill")
+    chunks, whole = result["rows"]
+    assert whole["whole_prompts"] and not chunks["whole_prompts"] and chunks["steps"] > whole["steps"]
+    assert result["chunk"] == 32 and result["parts"]["mixed_ms"] > 0
+
+
+def test_many_requests(tmp_path: Path) -> None:
+    many_requests.main(["--simulated", "--requests", "700", "--output-len", "6", "--out", str(tmp_path)])
+    rows = read(tmp_path, "many_requests")["rows"]
+    assert rows[-1]["tokens"] == 4200 and [row["tokens"] for row in rows] == sorted(row["tokens"] for row in rows)
+
+
+def test_client_capacity(tmp_path: Path) -> None:
+    pytest.importorskip("httptools")
+    from benchmarks import client_capacity
+
+    client_capacity.main(["--connections", "3", "--tokens", "20", "--rounds", "2", "--out", str(tmp_path)])
+    (row,) = read(tmp_path, "client_capacity")["rows"]
+    assert row["tokens"] == 120 and row["capacity_tokens_per_s"] > 0
+
+
+def test_compare_vllm(checkpoint: str, tmp_path: Path) -> None:
+    compare_vllm.main(["--quick", "--engines", "mini-infer", "--models", checkpoint, "--out", str(tmp_path)])
+    (sides,) = read(tmp_path, "compare_vllm")["models"].values()
+    assert sides["mini-infer"]["offline_tok_s"] > 0 and set(sides["mini-infer"]["decode_ms"]) == {"1", "8"}
+
+
+def test_anchors_have_the_figures_that_we_measure() -> None:
+    anchors = json.loads(compare_vllm.ANCHORS.read_text(encoding="utf-8"))
+    for name, sides in anchors.items():
+        for shape, found in sides.items() if isinstance(sides, dict) else ():
+            assert (compare_vllm.SHAPES / shape / "config.json").is_file()
+            assert set(found) <= {"offline_tok_s", "decode_ms", "prefill_s", "cold_s"}, name
+            assert set(found["decode_ms"]) == set(map(str, compare_vllm.BATCHES))
+
+
+def test_startup(checkpoint: str, tmp_path: Path) -> None:
+    startup.main(["--quick", "--models", checkpoint, "--num-iters-warm", "0", "--out", str(tmp_path)])
+    (row,) = read(tmp_path, "startup")["rows"]
+    assert row["cache"] == "cold" and sum(row["phases"].values()) == pytest.approx(row["total"], abs=0.02)
+
+
+def test_weights(tmp_path: Path) -> None:
+    weights.main(["--quick", "--gigabytes", "0.001", "--repeats", "1", "--out", str(tmp_path)])
+    assert read(tmp_path, "weights")["gigabytes_per_s"]["median"] > 0
+
+
+@pytest.mark.parametrize("main", [kernel_benchmark.main, flash_decoding.main, cuda_graphs.main, host_idle.main,
+                                  gpu_memory.main, startup.main])
+def test_a_gpu_is_asked_for(main: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="CUDA GPU"):
+        main([])
+
+
+def test_kernels_are_compared_with_what_they_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where both sides are torch's: toy sizes, nothing timed."""
+    def call(run: Callable[[int], object], copies: int) -> float:
+        run(copies - 1)
+        return 1e-6
+
+    for name, value in dict(DEVICE="cpu", HEADS=4, KV_HEADS=2, DIM=64, HIDDEN=64, INNER=96, VOCABULARY=2000,
+                            PRODUCTS={"qkv": (32, 64)}, graph_time=call, copies_for=lambda num_bytes: 2,
+                            require_gpu=lambda: "none", ceilings=lambda: Ceilings(1e9, 1e9)).items():
+        monkeypatch.setattr(kernels, name, value)
+    sizes = {name: [tuple(min(size, 70) if isinstance(size, int) else size for size in case) for case in cases]
+             for name, (_, cases) in kernels.CASES.items()}
+    sizes["linear"] = [("qkv", 3)]
+    monkeypatch.setattr(kernels, "CASES", {name: (make, sizes[name][-2:]) for name, (make, _) in kernels.CASES.items()})
+    result = kernels.run_kernels(kernels.KernelBench(compile=False, use_tqdm=False))
+    assert {row["kernel"] for row in result["rows"]} == set(sizes) and "floor/ours" in kernels.kernels_table(result)
+    for name in ("rms_norm", "apply_rope", "silu_and_mul", "qkv_to_cache"):
+        case = kernels.CASES[name][0](5)
+        ours, eager = case.ours(1), case.eager(1)
+        assert isinstance(ours, torch.Tensor) and isinstance(eager, torch.Tensor)
+        torch.testing.assert_close(ours.flatten(), eager.flatten(), atol=0.04, rtol=0.04)
+
+
+def test_flash_decoding_compares_equals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "DEVICE", "cpu")
+    for name, value in dict(HEADS=4, KV_HEADS=2, DIM=64, copies_for=lambda num_bytes: 1,
+                            graph_time=lambda run, copies: 1e-3).items():
+        monkeypatch.setattr(flash_decoding, name, value)
+    row = flash_decoding.measure(flash_decoding.Work("skewed", (300, 3, 64)))
+    assert row["mbytes"] == round(4 * 367 * 2 * 64 / 1e6, 1)
+
+
+def test_idle_time_is_what_nothing_covers() -> None:
+    events = [("Memcpy HtoD (Pinned -> Device)", 0, 2), ("kernel", 4, 50), ("kernel", 49, 90), ("Memcpy DtoH", 91, 92),
+              ("Memcpy HtoD (Pinned -> Device)", 95, 97), ("kernel", 98, 190), ("Memcpy HtoD", 190, 192)]
+    between, idle = host_idle.idle_shares([host_idle.Activity(*event) for event in reversed(events)])
+    assert between == (2 + 3 + 1) / 190 and idle == (2 + 1 + 3 + 1) / 190
+
+
 def test_suite_runs_each_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cpu_suite.main(["--only", "memory_utilization", "--out", str(tmp_path), "--", "--requests", "20"])
     assert read(tmp_path, "memory_utilization")["requests"] == 20
@@ -78,15 +188,18 @@ def test_suite_runs_each_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.
 
 
 def test_every_benchmark_has_a_script_a_table_and_a_chart() -> None:
-    for name in charts.BENCHMARKS:
+    for name in charts.BENCHMARKS + charts.GPU_BENCHMARKS:
         assert (ROOT / "benchmarks" / f"{name}.py").is_file()
-    assert set(charts.TABLES) == set(charts.DRAWINGS) == set(charts.BENCHMARKS)
+    assert set(charts.TABLES) == set(charts.DRAWINGS) == {*charts.BENCHMARKS, *charts.GPU_BENCHMARKS}
 
 
-@pytest.mark.parametrize("path", charts.DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", charts.DOCS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_documentation_says_what_the_results_say(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert charts.with_tables(text, charts.read_results(RESULTS)) == text, "run `python -m benchmarks.charts --docs`"
+    made = charts.with_tables(text, charts.read_results(RESULTS), charts.charts_of(path))
+    assert made == text, "run `python -m benchmarks.charts --docs`"
+    marked = {mark[2] for mark in charts.MARKED.finditer(text)}
+    assert marked == {*charts.TABLES, "figures", "machine", "gpu_figures", "gpu_machine"}
 
 
 def test_every_result_is_in_the_documentation() -> None:
@@ -101,6 +214,37 @@ def test_charts_are_drawn(tmp_path: Path) -> None:
     results = charts.read_results(RESULTS)
     for path in charts.draw_all(results, tmp_path):
         assert path.read_text(encoding="utf-8").lstrip().startswith("<?xml")
+
+
+GPU_RESULTS: dict[str, dict] = {  # of the benchmarks whose JSON files a machine without a GPU does not make
+    "kernels": {"gpu": "a GPU", "rows": [
+        {"kernel": "rms_norm", "size": "1", "ours_us": 2.0, "eager_us": 9.0, "compiled_us": None, "floor_us": 1.0}]},
+    "flash_decoding": {"copy_tb_per_s": 4.2, "rows": [
+        {"work": "1 x 8", "mbytes": 1.0, "split_us": 1.0, "split_tb_per_s": 4.0, "unsplit_us": 2.0,
+         "unsplit_tb_per_s": 2.0}]},
+    "cuda_graphs": {"model": "m", "rows": [
+        {"batch": batch, "graphs_ms": 1.0, "eager_ms": 3.0, "eager_over_graphs": 3.0} for batch in (1, 8)]},
+    "host_idle": {"model": "m", "rows": [
+        {"batch": 1, "step_ms": 1.0, "idle_between_steps": 0.02, "idle": 0.05, "activities_a_step": 200.0}]},
+    "chunked_prefill": {
+        "model": "m", "chunk": 512, "running": 64, "prompt_len": 8192,
+        "parts": {"chunk_ms": 1.0, "decode_ms": 2.0, "mixed_ms": 2.5, "mixed_over_parts": 0.83},
+        "rows": [{"max_num_batched_tokens": 576, "whole_prompts": False, "median_itl_ms": 1.0, "p99_itl_ms": 2.0,
+                  "max_itl_ms": 3.0, "median_ttft_ms": 4.0, "output_tokens_per_s": 5}]},
+    "compare_vllm": {"models": {"m": {
+        "mini-infer": {"offline_tok_s": 10, "decode_ms": {"1": 1.0}, "prefill_s": {"1x8": 0.1}, "cold_s": 5.0},
+        "vllm": {"offline_tok_s": 9, "decode_ms": {"1": 2.0}}}}},
+}
+
+
+@pytest.mark.parametrize("name", GPU_RESULTS)
+def test_tables_and_charts_of_a_gpu(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = TABLES[name](GPU_RESULTS[name])
+    assert table.startswith("| ") and all(line.count("|") > 2 for line in table.splitlines() if line)
+    assert name in DRAWINGS
+    (path,) = charts.draw_all({name: GPU_RESULTS[name]}, tmp_path)
+    assert path.stat().st_size > 1000
 
 
 def test_tables_need_no_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:

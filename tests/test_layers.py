@@ -23,10 +23,11 @@ ALLOWED = {
     "nn": {"config", "ops"},
     "models": {"config", "ops", "nn"},
     "runtime": {"protocol", "config", "ops", "nn", "models", "core.plan"},
-    "engine": {"protocol", "config", "core", "text", "ops", "nn", "models", "runtime"},
+    "engine": {"protocol", "config", "core", "text", "ops", "nn", "models", "runtime", "__init__"},
     "server": {"protocol", "config", "text", "engine", "__init__"},
+    "bench": {"protocol", "config", "text", "ops", "engine", "__init__"},
     "terminal": {"protocol", "config", "text", "engine", "__init__"},
-    "cli": {"protocol", "config", "text", "engine", "server", "terminal", "__init__"},
+    "cli": {"protocol", "config", "text", "engine", "server", "bench", "terminal", "__init__"},
 }
 HEAVY = {"torch", "transformers", "triton", "fastapi", "pydantic", "uvicorn", "msgspec", "numpy"}
 
@@ -74,6 +75,12 @@ def test_the_package_says_what_it_offers_without_loading_it() -> None:
 
 def test_the_front_does_not_import_torch() -> None:
     assert not loaded_after("import mini_infer.server.launch, mini_infer.cli") & {"torch", "transformers", "triton"}
+
+
+def test_benchmarks_of_the_engine_need_no_server_package() -> None:
+    modules = ("commands", "offline", "startup", "kernels", "first_token")
+    loaded = loaded_after("import mini_infer.cli, " + ", ".join(f"mini_infer.bench.{name}" for name in modules))
+    assert not loaded & {"fastapi", "pydantic", "uvicorn", "msgspec", "starlette", "prometheus_client", "httptools"}
 
 
 def test_the_engine_needs_no_server_package() -> None:

@@ -23,10 +23,10 @@ def write_checkpoint(directory: Path, seed: int = 0, **changes: object) -> Path:
     return directory
 
 
-def write_chat_model(directory: Path) -> Path:
+def write_chat_model(directory: Path, **changes: object) -> Path:
     """The same with a tokenizer and a chat template."""
     write_model_dir(directory, SMALL)
-    return write_checkpoint(directory, vocab_size=512)
+    return write_checkpoint(directory, vocab_size=512, **changes)
 
 
 def reference_logprobs(directory: Path, token_ids: list[int]) -> torch.Tensor:

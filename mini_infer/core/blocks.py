@@ -76,6 +76,9 @@ class FreeList:
         self._length += 1
 
 
+FREE, CACHED, USED, SHARED = range(4)  # a block's state to look at; shared is used by more than one request
+
+
 class BlockPool:
     """Reference counts and the prefix cache over blocks 0 .. num_blocks - 1. Knows nothing of requests or tensors."""
 
@@ -170,6 +173,11 @@ class BlockPool:
                 raise ValueError(f"block {block_id} is withdrawn but nobody holds it")
             if block.block_hash is not None:
                 self._unname(block)
+
+    def states(self, every: int = 1) -> bytes:
+        """A byte for every `every`-th block: FREE, CACHED, USED or SHARED."""
+        return bytes([(USED if block.ref_count == 1 else SHARED) if block.ref_count else block.block_hash is not None
+                      for block in self._blocks[::every]])
 
     def check(self) -> None:
         """Verify every invariant, in time linear in the blocks. Raises AssertionError saying which one broke."""

@@ -50,6 +50,7 @@ class StepPlan:
     admitted: list[AdmittedSlot] = field(default_factory=list)
     seqs: list[SeqStep] = field(default_factory=list)
     released_slots: list[int] = field(default_factory=list)  # free since the last plan; applied before `admitted`
+    num_decodes: int = 0  # the first rows of `seqs`: running requests that missed one token; then come chunks
 
     @property
     def num_tokens(self) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from mini_infer.protocol import MAX_VOCAB_SIZE, AddRequest, SamplingParams, check_prompt
+from mini_infer.protocol import MAX_VOCAB_SIZE, AddRequest, SamplingParams, Span, Timeline, check_prompt
+
+MAX_SPANS = 256  # of a request's life; beyond that the last one goes on
 
 
 class RequestStatus(Enum):
@@ -52,6 +54,10 @@ class Request:
     num_prompt_logprobs: int = 0  # prompt positions 1.. whose log-probabilities were delivered
     num_preemptions: int = 0
 
+    phase: str = "queued"  # what the span under way will be called
+    spans: list[Span] = field(default_factory=list)  # those that are over
+    num_told: int = 0  # tokens known when the span under way began
+
     @classmethod
     def create(cls, item: AddRequest, order: int, epoch: int, arrival: float, max_model_len: int,
                eos_token_ids: tuple[int, ...], vocab_size: int = MAX_VOCAB_SIZE) -> Request:
@@ -74,6 +80,21 @@ class Request:
             stop_ids=frozenset(eos).union(params.stop_token_ids or ()),
             epoch=epoch,
         )
+
+    def enter(self, phase: str, now: float, num_computed: int = 0) -> None:
+        """A span ends, in which `num_computed` tokens of a chunk were computed, and one of another phase begins."""
+        tokens = len(self.tokens) - self.num_told if self.phase == "decode" else num_computed
+        span = Span(self.phase, now, tokens)
+        if len(self.spans) == MAX_SPANS:
+            last = self.spans.pop()
+            span = Span(last.phase, now, last.tokens + tokens)
+        self.spans.append(span)
+        self.phase, self.num_told = phase, len(self.tokens)
+
+    def timeline(self, reason: str) -> Timeline:
+        """Of a request that has ended."""
+        return Timeline(self.id, self.arrival, self.spans, self.prompt_len, max(0, self.num_cached_tokens),
+                        len(self.tokens) - self.prompt_len, self.num_preemptions, reason)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

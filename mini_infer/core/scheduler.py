@@ -12,6 +12,7 @@ still be written is never in the prefix cache, because only confirmed content is
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
 
@@ -21,9 +22,10 @@ from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan, StepResult
 from mini_infer.core.policy import make_policy
 from mini_infer.core.request import Request, RequestStatus
 from mini_infer.core.waiting import WaitingQueue
-from mini_infer.protocol import AddRequest, EngineStats, RequestError, TokenLogprobs, TokensOut
+from mini_infer.protocol import AddRequest, EngineStats, RequestError, Timeline, TokenLogprobs, TokensOut
 
 RUNNING = RequestStatus.RUNNING
+MAX_TIMELINES = 1024  # that wait to be taken
 
 
 class Scheduler:
@@ -53,8 +55,10 @@ class Scheduler:
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._num_generated_tokens = 0
+        self._num_computed_tokens = 0
         self._num_added = 0
         self._num_ended = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self._timelines: deque[Timeline] = deque(maxlen=MAX_TIMELINES)  # of requests that ended since last taken
 
     # ---- requests in and out -------------------------------------------------------------------------------------
 
@@ -94,11 +98,39 @@ class Scheduler:
             prompt_tokens=self._num_prompt_tokens,
             cached_tokens=self._num_cached_tokens,
             generated_tokens=self._num_generated_tokens,
+            computed_tokens=self._num_computed_tokens,
             requests_added=self._num_added,
             requests_finished=self._num_ended["stop"] + self._num_ended["length"],
             requests_aborted=self._num_ended["abort"],
             requests_failed=self._num_ended["error"],
         )
+
+    def close(self) -> None:
+        """Nothing more will be asked of it."""
+
+    # ---- to look at ----------------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds of the scheduler's clock."""
+        return self._clock()
+
+    def running_requests(self) -> list[Request]:
+        """In the order of admission. To be read only."""
+        return list(self._running.values())
+
+    def waiting_requests(self, n: int) -> list[Request]:
+        """Up to `n` of those that wait, the next one first. To be read only."""
+        return self._waiting.head(n)
+
+    def block_states(self, every: int) -> bytes:
+        """Of every `every`-th block; see BlockPool.states."""
+        return self._kv.pool.states(every)
+
+    def take_timelines(self) -> list[Timeline]:
+        """Of the requests that ended since the last call; of very many the newest."""
+        taken = list(self._timelines)
+        self._timelines.clear()
+        return taken
 
     def check(self) -> None:
         """Verify the block pool and every request's hold on it; linear in the blocks. Raises AssertionError."""
@@ -122,6 +154,7 @@ class Scheduler:
         """
         num_preemptions = self._num_preemptions
         seqs, chunks = self._plan_decodes()
+        num_decodes = len(seqs)
         budget = self.config.max_num_batched_tokens - len(seqs)
         for request in chunks:
             if budget == 0:
@@ -138,7 +171,7 @@ class Scheduler:
             return None
         released, self._released_slots = self._released_slots, []
         self._num_steps += 1
-        return StepPlan(self._num_steps, admitted, seqs, released)
+        return StepPlan(self._num_steps, admitted, seqs, released, num_decodes)
 
     def _plan_decodes(self) -> tuple[list[SeqStep], list[Request]]:
         """Rows for the running requests with one missing token, and the requests that miss more.
@@ -201,6 +234,7 @@ class Scheduler:
         request.status = RUNNING
         request.slot = self._free_slots.pop()
         self._running[request.slot] = request
+        request.enter("prefill", self._clock())
         if request.num_cached_tokens < 0:
             request.num_cached_tokens = request.num_computed
             self._num_prompt_tokens += request.prompt_len
@@ -225,6 +259,7 @@ class Scheduler:
         """Take everything from a running request; its tokens are computed again later, or found in the cache."""
         self._vacate(request)
         request.status = RequestStatus.WAITING
+        request.enter("preempted", self._clock())
         request.epoch = next(self._epochs)
         request.num_computed = request.num_inflight = request.num_pending = 0
         request.num_preemptions += 1
@@ -238,6 +273,9 @@ class Scheduler:
         if result.error is not None:
             return [self._end(request, "error", result.error) for row in plan.seqs
                     if (request := self._live(row)) is not None]
+        self._num_computed_tokens += plan.num_decodes
+        if len(plan.seqs) > plan.num_decodes:
+            self._enter_phases(plan.seqs[plan.num_decodes:])
         outputs: list[TokensOut] = []
         block_size = self.config.block_size
         requests, sampled, failed = self._requests, result.sampled, result.failed
@@ -274,6 +312,15 @@ class Scheduler:
                 outputs.append(TokensOut(request_id, new, finish_reason, stop_reason, logprobs, prompt_logprobs,
                                          request.num_cached_tokens))
         return outputs
+
+    def _enter_phases(self, chunks: list[SeqStep]) -> None:
+        """Chunks of prompts are done: more of them follow, or, where at most one token is missing, decode rows."""
+        now = self._clock()
+        for row in chunks:
+            self._num_computed_tokens += row.n
+            if (request := self._live(row)) is not None:
+                last = row.start + row.n + 1 >= len(request.tokens)
+                request.enter("decode" if last else "prefill", now, row.n)
 
     def _live(self, row: SeqStep) -> Request | None:
         """The request a row was planned for, unless it has ended or been preempted since."""
@@ -314,6 +361,8 @@ class Scheduler:
             self._head_refused = False
         del self._requests[request.id]
         self._num_ended[reason] += 1
+        request.enter("ended", self._clock())
+        self._timelines.append(request.timeline(reason))
         return TokensOut(request.id, [], reason, num_cached_tokens=max(0, request.num_cached_tokens), error=error)
 
     def _vacate(self, request: Request) -> None:

@@ -32,6 +32,10 @@ class WaitingQueue:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
+    def head(self, n: int) -> list[Request]:
+        """Up to `n` of those that wait, for looking at: the first one first, the others in no strict order."""
+        return [entry[2] for entry in self._heap[:2 * n] if entry[2].status is RequestStatus.WAITING][:n]
+
     def pop(self) -> Request:
         """Remove and return what `peek` returns. Raises IndexError when the queue is empty."""
         request = self.peek()

@@ -6,31 +6,47 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
 from mini_infer.config import ConfigError, EngineConfig, ModelConfig
-from mini_infer.core.scheduler import Scheduler
-from mini_infer.engine.defaults import CPU_DEFAULTS, GPU_DEFAULTS, Limits, make_scheduler_config, pick_limits
+from mini_infer.engine.defaults import (
+    CPU_DEFAULTS,
+    GPU_DEFAULTS,
+    Limits,
+    make_scheduler,
+    make_scheduler_config,
+    pick_limits,
+)
 from mini_infer.engine.executor import LocalExecutor
 from mini_infer.engine.loop import EngineLoop
+from mini_infer.engine.rehearsal import rehearse
+from mini_infer.models.decoder import Decoder
 from mini_infer.models.hub import resolve
 from mini_infer.models.loader import load_model
 from mini_infer.models.registry import load_config, load_plugins
 from mini_infer.protocol import EngineInfo
+from mini_infer.runtime.grammar import SlotGrammars
 from mini_infer.runtime.kv_pool import KVPool
-from mini_infer.runtime.memory import keep_freed_memory, kv_budget_cpu, kv_budget_cuda
+from mini_infer.runtime.memory import device_ledger, keep_freed_memory, kv_budget_cpu, kv_budget_cuda, used_cuda
 from mini_infer.runtime.runner import Runner
 from mini_infer.runtime.sampler import Sampler
 from mini_infer.runtime.state import SlotState
+from mini_infer.text.grammar import GrammarCompiler
+from mini_infer.text.tokenizer import Tokenizer
 
 SMALL_MODEL = 30_000_000  # parameters; below, waiting for a second thread costs more than it brings at batch 1
 
 
 @dataclass(frozen=True)
 class Engine:
+    """`load_tokenizer` gives the model's tokenizer, the same one each time; None where there is to be none."""
+
     loop: EngineLoop
     info: EngineInfo
+    grammars: GrammarCompiler
+    load_tokenizer: Callable[[], Tokenizer | None]
 
 
 @dataclass
@@ -65,6 +81,27 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         dtype: torch.dtype = getattr(torch, dtype_name)
         limits = pick_limits(config, model_config, GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
         block_size = limits.block_size
+
+        @cache
+        def load_tokenizer() -> Tokenizer | None:
+            return None if config.skip_tokenizer_init else Tokenizer.load(config.tokenizer or model_dir)
+
+        grammars = GrammarCompiler(load_tokenizer, model_config.vocab_size, model_config.eos_token_ids)
+
+    def make_runner(model: Decoder, num_blocks: int, max_model_len: int) -> tuple[Runner, KVPool, SlotState]:
+        pool = KVPool(model.config, num_blocks, block_size, dtype, device)
+        state = SlotState(limits.max_num_seqs, max_model_len, block_size, num_blocks, device)
+        sampler = Sampler(model_config.vocab_size, limits.max_num_seqs, device, model_config.eos_token_ids, config.seed)
+        slot_grammars = SlotGrammars(grammars.matcher, model_config.vocab_size)
+        return Runner(model, pool, state, sampler, slot_grammars, max_model_len), pool, state
+
+    context, rehearsal = 0, None
+    if device.type == "cuda":
+        with phases.phase("rehearsal"):
+            context = used_cuda(device)
+            rehearsal = rehearse(model_config, adapter, dtype, device, limits,
+                                 lambda model: make_runner(model, 1, limits.max_model_len)[0],
+                                 with_graphs=not config.enforce_eager)
     with phases.phase("weights"):
         model = load_model(model_dir, model_config, adapter, dtype=dtype, device=device, load_format=config.load_format,
                            progress=progress, max_model_len=limits.max_model_len, seed=config.seed)
@@ -76,41 +113,41 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
     elif device.type == "cpu" and model.num_parameters < SMALL_MODEL:
         torch.set_num_threads(1)
 
-    def make_runner(num_blocks: int, max_model_len: int) -> tuple[Runner, KVPool, SlotState]:
-        pool = KVPool(model_config, num_blocks, block_size, dtype, device)
-        state = SlotState(limits.max_num_seqs, max_model_len, block_size, num_blocks, device)
-        sampler = Sampler(model_config.vocab_size, limits.max_num_seqs, device, model_config.eos_token_ids, config.seed)
-        return Runner(model, pool, state, sampler, max_model_len), pool, state
-
-    with phases.phase("warm-up"):
-        workspace = _measure_workspace(make_runner, limits, device)
+    all_compiled = True
+    if rehearsal is not None:
+        with phases.phase("kernels"):
+            all_compiled = rehearsal.kernels.wait()
     with phases.phase("kv pool"):
-        num_blocks = _num_blocks(config, model_config, dtype_name, device, limits, workspace)
+        num_blocks = _num_blocks(config, model_config, dtype_name, device, limits,
+                                 0 if rehearsal is None else rehearsal.num_bytes)
         scheduler_config = make_scheduler_config(config, model_config, limits, num_blocks)
         try:
-            runner, pool, state = make_runner(num_blocks, scheduler_config.max_model_len)
+            runner, pool, state = make_runner(model, num_blocks, scheduler_config.max_model_len)
         except RuntimeError as error:  # torch's out-of-memory errors, on either kind of device
             size = num_blocks * _block_bytes(model_config, dtype_name, block_size) / 1e9
             raise ConfigError(f"no memory for {num_blocks} KV blocks of {block_size} tokens ({size:.1f} GB): lower "
                               f"num_kv_blocks, kv_cache_memory or gpu_memory_utilization ({error})") from None
         _synchronize(device)
-    graphs_bytes = 0
-    if device.type == "cuda" and not config.enforce_eager:
-        with phases.phase("graphs"):
-            before = torch.cuda.mem_get_info(device)[0]
-            runner.capture_graphs()
-            graphs_bytes = before - torch.cuda.mem_get_info(device)[0]
-
-    memory = {"weights": model.num_bytes, "kv_pool": pool.num_bytes, "slot_state": state.num_bytes,
-              "workspace": workspace, "graphs": graphs_bytes}
-    scheduler = Scheduler(scheduler_config, time.monotonic)
+    memory = {"weights": model.num_bytes, "kv_pool": pool.num_bytes, "slot_state": state.num_bytes}
+    if device.type == "cuda":
+        outside = used_cuda(device) - torch.cuda.memory_reserved(device)
+        if not config.enforce_eager:
+            with phases.phase("graphs"):
+                if not all_compiled:
+                    runner.rehearse_graphs()  # a kernel must not be compiled while a graph is captured
+                runner.capture_graphs()
+        with phases.phase("warm-up"):
+            runner.warm_up(limits.largest_step)
+            _synchronize(device)
+        memory = device_ledger(device, memory, outside, context)
+    scheduler = make_scheduler(config, scheduler_config, time.monotonic)
     info = EngineInfo(
         model_path=str(model_dir), architecture=model_config.architecture, device=str(device), dtype=dtype_name,
         vocab_size=model_config.vocab_size, max_model_len=scheduler_config.max_model_len,
         max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens, block_size=block_size,
         num_blocks=num_blocks, pipeline_depth=limits.pipeline_depth, eos_token_ids=list(model_config.eos_token_ids),
         startup_seconds=phases.seconds, memory_bytes=memory)
-    return Engine(EngineLoop(scheduler, LocalExecutor(runner), limits.pipeline_depth), info)
+    return Engine(EngineLoop(scheduler, LocalExecutor(runner), limits.pipeline_depth), info, grammars, load_tokenizer)
 
 
 def pick_device(name: str) -> torch.device:
@@ -129,14 +166,14 @@ def _block_bytes(model_config: ModelConfig, dtype: str, block_size: int) -> int:
 
 
 def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: str, device: torch.device, limits: Limits,
-                workspace: int) -> int:
+                needed: int) -> int:
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
     block_bytes = _block_bytes(model_config, dtype, limits.block_size)
     if config.kv_cache_memory is not None:
         budget = config.kv_cache_memory
     elif device.type == "cuda":
-        budget = kv_budget_cuda(device, config.gpu_memory_utilization, workspace)
+        budget = kv_budget_cuda(device, config.gpu_memory_utilization, needed)
     else:
         blocks_per_seq = -(-limits.max_model_len // limits.block_size)
         budget = kv_budget_cpu(blocks_per_seq * limits.max_num_seqs * block_bytes + block_bytes)
@@ -146,23 +183,6 @@ def _num_blocks(config: EngineConfig, model_config: ModelConfig, dtype: str, dev
                           f"needs {block_bytes / 1e6:.1f} MB, and there are two at least; raise kv_cache_memory or "
                           "gpu_memory_utilization, or lower block_size")
     return num_blocks
-
-
-def _measure_workspace(make_runner: Callable, limits: Limits, device: torch.device) -> int:
-    """Bytes a step takes beyond weights and KV: the peak of the largest chunk, and again for the graphs.
-
-    The trial runs on a pool of one block; it compiles the kernels as well. On a CPU memory is taken as it is needed,
-    and nothing is measured.
-    """
-    if device.type == "cpu":
-        return 0
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    runner, pool, state = make_runner(1, limits.max_model_len)
-    runner.warm_up(min(limits.max_num_batched_tokens, limits.max_model_len))
-    _synchronize(device)
-    trial = pool.num_bytes + state.num_bytes
-    return torch.cuda.max_memory_allocated(device) - before - trial
 
 
 def _synchronize(device: torch.device) -> None:

@@ -20,7 +20,7 @@ EXIT_SECONDS = 10.0
 
 
 class EngineDeadError(RuntimeError):
-    """The engine process is not there (any more). Requests cannot be served until the server is started again."""
+    """The engine process is not there (any more). Requests cannot be served until it is started again."""
 
 
 class EngineClient:
@@ -28,6 +28,7 @@ class EngineClient:
 
     `spawn` needs no event loop and returns at once, so the front's own imports overlap with the engine's loading.
     `on_message` gets every message after the first; `on_lost` is called once if the engine ends without being asked.
+    A client serves for one life of an engine.
     """
 
     def __init__(self, config: EngineConfig, sim: SimConfig | None = None):
@@ -37,6 +38,7 @@ class EngineClient:
         self._socket: socket.socket | None = None
         self._transport: asyncio.WriteTransport | None = None
         self._closing = False
+        self._last_words: str | None = None
 
     @property
     def pid(self) -> int | None:
@@ -65,17 +67,25 @@ class EngineClient:
 
         def first(message: Message) -> None:
             if isinstance(message, EngineInfo):
-                link.on_message = on_message
+                link.on_message = later
                 ready.set_result(message)
             elif isinstance(message, EngineFailed):
                 ready.set_exception(ConfigError(message.message) if message.bad_config else
                                     EngineDeadError(f"the engine could not start: {message.message}"))
 
+        def later(message: Message) -> None:
+            if isinstance(message, EngineFailed):
+                self._last_words = message.message
+            else:
+                on_message(message)
+
         def lost() -> None:
+            if self._closing and ready.done():
+                return  # on purpose: `close` waits for the engine to end in order
             error = self._death()
             if not ready.done():
                 ready.set_exception(error)
-            elif not self._closing:
+            else:
                 on_lost(error)
 
         link = _Link(first, lost)
@@ -87,6 +97,11 @@ class EngineClient:
         assert self._transport is not None, "connect() first"
         if not self._transport.is_closing():
             self._transport.write(encode(message))
+
+    def kill(self) -> None:
+        """End an engine that does not listen; `on_lost` follows."""
+        if self._process is not None:
+            self._process.kill()
 
     async def close(self) -> None:
         """Tell the engine to end by closing the socket, and wait for it; one that does not listen is killed."""
@@ -102,8 +117,11 @@ class EngineClient:
         assert self._process is not None
         try:
             code = self._process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            return EngineDeadError("the engine process closed its connection")
+        except subprocess.TimeoutExpired:  # it cannot be reached any more, whatever it does
+            self._process.kill()
+            code = self._process.wait()
+        if self._last_words is not None:
+            return EngineDeadError(f"the engine process ended: {self._last_words}")
         return EngineDeadError(f"the engine process died (exit status {code})")
 
 

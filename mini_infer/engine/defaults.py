@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig
+from mini_infer.core.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Limits:
     max_num_batched_tokens: int
     block_size: int
     pipeline_depth: int
+
+    @property
+    def largest_step(self) -> int:
+        """Tokens of one sequence that may be computed at once."""
+        return min(self.max_num_batched_tokens, self.max_model_len)
 
 
 def pick_limits(config: EngineConfig, model_config: ModelConfig, defaults: DeviceDefaults) -> Limits:
@@ -74,3 +82,14 @@ def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limit
         eos_token_ids=model_config.eos_token_ids,
         hash_key=secrets.token_bytes(16),
     )
+
+
+def make_scheduler(config: EngineConfig, scheduler_config: SchedulerConfig, clock: Callable[[], float]) -> Scheduler:
+    """The scheduler, which writes its run down where `config.record` asks for it. Raises ConfigError."""
+    if config.record is None:
+        return Scheduler(scheduler_config, clock)
+    if find_spec("msgspec") is None:
+        raise ConfigError("record needs msgspec: pip install 'mini-infer[serve]'")
+    from mini_infer.engine.record import record  # msgspec is not among what the engine itself needs
+
+    return record(config, scheduler_config, clock)

@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 from mini_infer.config import ConfigError, EngineConfig, ModelConfig
-from mini_infer.core.scheduler import Scheduler
-from mini_infer.engine.defaults import GPU_DEFAULTS, Limits, make_scheduler_config, pick_limits
+from mini_infer.engine.defaults import GPU_DEFAULTS, Limits, make_scheduler, make_scheduler_config, pick_limits
 from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.sim import Clock, CostModel, SimConfig, SimExecutor, WallClock, gpu_spec
 from mini_infer.models.registry import load_config, load_plugins
@@ -46,7 +45,7 @@ def make_dry_engine(config: EngineConfig, sim: SimConfig, clock: Clock | None = 
         eos_token_id=eos[0] if eos else None,
         output_len=sim.output_len,
     )
-    loop = EngineLoop(Scheduler(scheduler_config, clock.now), executor, limits.pipeline_depth)
+    loop = EngineLoop(make_scheduler(config, scheduler_config, clock.now), executor, limits.pipeline_depth)
     info = EngineInfo(
         model_path=config.model,
         architecture=model.architecture,

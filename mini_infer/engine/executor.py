@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mini_infer.core.plan import StepPlan, StepResult
-from mini_infer.engine.loop import PendingStep
+from mini_infer.core.plan import StepPlan
+from mini_infer.engine.loop import DeviceLostError, PendingStep, StepFailedError
 from mini_infer.runtime.runner import Runner
-
-
-class FailedStep:
-    """A step that could not be started; the requests in it fail, the engine goes on."""
-
-    def __init__(self, step_id: int, error: str):
-        self._result = StepResult(step_id, error=error)
-
-    def done(self) -> bool:
-        return True
-
-    def result(self) -> StepResult:
-        return self._result
 
 
 class LocalExecutor:
@@ -27,11 +14,21 @@ class LocalExecutor:
         self._runner = runner
 
     def submit(self, plan: StepPlan) -> PendingStep:
+        """Raises StepFailedError when there is no memory for the step, DeviceLostError when the device has failed."""
         try:
             return self._runner.execute(plan)
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            return FailedStep(plan.step_id, f"out of GPU memory in a step of {plan.num_tokens} tokens: "
-                                            f"lower max_num_batched_tokens or gpu_memory_utilization ({error})")
-        except Exception as error:  # a fault in one step must not take the engine down
-            return FailedStep(plan.step_id, f"{type(error).__name__} in a step of {plan.num_tokens} tokens: {error}")
+            raise StepFailedError(f"out of GPU memory in a step of {plan.num_tokens} tokens: lower "
+                                  "max_num_batched_tokens or gpu_memory_utilization") from error
+        except Exception as error:
+            if torch.cuda.is_initialized():
+                self._probe(error)
+            raise
+
+    def _probe(self, cause: Exception) -> None:
+        """After an illegal access or a failed assertion in a kernel every call fails until the process ends."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            raise DeviceLostError(f"the GPU has failed ({type(cause).__name__})") from cause

@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from typing import TypeAlias
 
 import msgspec
 
-from mini_infer.protocol import AbortRequest, AddRequest, EngineFailed, EngineInfo, RequestRefused, StepOutputs
+from mini_infer.protocol import (
+    AbortRequest,
+    AddRequest,
+    EngineFailed,
+    EngineInfo,
+    EngineView,
+    Launching,
+    RequestRefused,
+    StepOutputs,
+    WatchEngine,
+)
 
-Message: TypeAlias = AddRequest | AbortRequest | StepOutputs | EngineInfo | EngineFailed | RequestRefused
+Message: TypeAlias = (AddRequest | AbortRequest | StepOutputs | EngineInfo | EngineFailed | RequestRefused | WatchEngine
+                      | EngineView | Launching)
 
 _KINDS: dict[int, type] = {1: AddRequest, 2: AbortRequest, 3: StepOutputs, 4: EngineInfo, 5: EngineFailed,
-                           6: RequestRefused}
+                           6: RequestRefused, 7: WatchEngine, 8: EngineView, 9: Launching}
 _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODERS: dict[int, msgspec.msgpack.Decoder[Message]] = {
@@ -68,16 +80,19 @@ class FrameDecoder:
 
 
 class Channel:
-    """The engine's end: blocking writes, and reads that wait only when asked to."""
+    """The engine's end: blocking writes, from any thread, and reads that wait only when asked to."""
 
     def __init__(self, sock: socket.socket):
         self._socket = sock
         self._socket.setblocking(True)
         self._decoder = FrameDecoder()
+        self._writing = threading.Lock()
 
     def send(self, message: Message) -> None:
         """Write one frame. Raises OSError when the other side is gone."""
-        self._socket.sendall(encode(message))
+        frame = encode(message)
+        with self._writing:
+            self._socket.sendall(frame)
 
     def receive(self, wait: bool) -> list[Message]:
         """All messages that have arrived; with `wait`, blocks until there is something to read.

@@ -36,9 +36,9 @@ class LLM:
         self.info: EngineInfo = engine.info
         self._loop = engine.loop
         source = self.config.tokenizer or self.info.model_path
-        self._tokenizer = None if self.config.skip_tokenizer_init else Tokenizer.load(source)
+        self._tokenizer = engine.load_tokenizer()
         self.chat_template = None if self._tokenizer is None else ChatTemplate.load(source, self._tokenizer)
-        self._door = Door(self._tokenizer, self.info.vocab_size, self.info.max_model_len)
+        self._door = Door(self._tokenizer, self.info.vocab_size, self.info.max_model_len, engine.grammars)
         self._processor = OutputProcessor(self._tokenizer)
         self._inboxes: dict[int, list[CompletionDelta]] = {}  # by sequence: what its reader has not taken yet
         self._next_id = 0
@@ -55,6 +55,11 @@ class LLM:
         if self._tokenizer is None:
             raise RequestError("this engine has no tokenizer: leave skip_tokenizer_init unset", "prompt")
         return self._tokenizer
+
+    def memory_ledger(self) -> dict[str, int]:
+        """Bytes after the start: of the weights, the KV pool, …; on a GPU down to what is free, so that they add up to
+        what it has."""
+        return dict(self.info.memory_bytes)
 
     def stats(self) -> EngineStats:
         """KV blocks, queues, and counters since the start."""

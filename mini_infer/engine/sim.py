@@ -217,7 +217,7 @@ class SimExecutor:
     def submit(self, plan: StepPlan) -> SimPending:
         """Start `plan` as soon as the device is free. Sampled tokens never depend on when that is."""
         for slot in plan.released_slots:
-            del self._slots[slot]
+            self._slots.pop(slot, None)  # its admission may have been in a plan that failed to start
         for admitted in plan.admitted:
             self._slots[admitted.slot] = self._sequence(admitted)
         result = StepResult(plan.step_id)
@@ -266,6 +266,10 @@ class _SimSequence:
 
 def refuse_unsimulated(params: SamplingParams) -> None:
     """Raise RequestError for what made-up tokens cannot give and a client would notice."""
+    if params.structured_outputs is not None:
+        field = params.structured_outputs.source
+        raise RequestError(f"{field} is not available in a dry run: its tokens are drawn without regard to their text",
+                           field)
     for name in ("logprobs", "prompt_logprobs", "logit_bias", "bad_words"):
         if params.__dict__[name] not in (None, {}, []):
             raise RequestError(f"{name} is not available in a dry run: there are no logits behind its tokens", name)

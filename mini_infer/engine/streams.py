@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mini_infer.engine.history import Delivery
+from mini_infer.protocol import SamplingParams
 from mini_infer.text.output import CompletionDelta
+
+STALL_SECONDS = 0.05  # a reader that takes longer with a piece lets the next ones wait
+MAX_STALLS = 32  # remembered; beyond that the last one goes on
 
 
 class OutputStream:
@@ -19,11 +25,17 @@ class OutputStream:
 
     def __init__(self, num_completions: int, on_close: Callable[[OutputStream], None]):
         self.request_ids: list[int] = []  # the engine's, of the completions that have not finished
+        self.deadline: asyncio.TimerHandle | None = None
         self._unfinished = num_completions
         self._pending: dict[int, CompletionDelta] = {}
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._on_close = on_close
+        self.deliveries: list[tuple[int, Delivery]] = []  # by request id, of completions that the reader has had
+        self.stalls: list[tuple[float, float]] = []
+        self._taken = float("inf")  # when the reader took what it is busy with
+        self._ended: list[tuple[int, str]] = []  # request id and reason of completions whose last piece waits here
+        self._handed: list[tuple[int, str]] = []  # and of those whose last piece the reader is busy with
 
     def put(self, request_id: int, delta: CompletionDelta) -> None:
         """Add what a step brought for one completion."""
@@ -32,12 +44,21 @@ class OutputStream:
         if delta.finish_reason is not None:
             self._unfinished -= 1
             self.request_ids.remove(request_id)
+            if self._unfinished == 0:
+                self._cancel_deadline()
+            self._ended.append((request_id, delta.finish_reason))
         self._wake()
 
     def fail(self, error: Exception) -> None:
         """End the stream with an error, after what has come already is read."""
+        self._cancel_deadline()
         self._error = error
         self._wake()
+
+    def _cancel_deadline(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -47,6 +68,7 @@ class OutputStream:
         return self
 
     async def __anext__(self) -> list[CompletionDelta]:
+        self._return()
         while not self._pending:
             if self._error is not None:
                 raise self._error
@@ -56,23 +78,48 @@ class OutputStream:
             await self._waiter
         deltas = list(self._pending.values())
         self._pending.clear()
+        self._taken = time.monotonic()
+        if self._ended:
+            self._handed, self._ended = self._handed + self._ended, []
         return deltas
 
     def close(self) -> None:
         """Abort what is unfinished. Safe to call at any time, any number of times."""
+        self._cancel_deadline()
+        self._return()
         self._on_close(self)
+
+    def _return(self) -> None:
+        """The reader is through with what it took."""
+        now = time.monotonic()
+        if now - self._taken > STALL_SECONDS:
+            begin = self._taken if len(self.stalls) < MAX_STALLS else self.stalls.pop()[0]
+            self.stalls.append((begin, now))
+        self._taken = float("inf")
+        for request_id, reason in self._handed:
+            self.deliveries.append((request_id, Delivery(reason, now, list(self.stalls))))
+        self._handed = []
 
 
 class GenerationError(RuntimeError):
     """The engine could not bring a request to its end; the message says why."""
 
 
+class DeadlineError(GenerationError):
+    """The time that a request was given is over; it was ended."""
+
+
+class QueueFullError(RuntimeError):
+    """As many requests wait as may; this one was not taken."""
+
+
 def merge(first: CompletionDelta, second: CompletionDelta) -> CompletionDelta:
     """Two deltas of one completion, in order, as one."""
     first.token_ids.extend(second.token_ids)
-    logprobs = first.logprobs
-    if second.logprobs:
-        logprobs = [*(logprobs or []), *second.logprobs]
+    logprobs = second.logprobs
+    if first.logprobs is not None:  # grows where it is, like the ids: a slow reader costs no more than a fast one
+        first.logprobs.extend(logprobs or ())
+        logprobs = first.logprobs
     return second._replace(
         text=first.text + second.text,
         token_ids=first.token_ids,
@@ -84,12 +131,16 @@ def merge(first: CompletionDelta, second: CompletionDelta) -> CompletionDelta:
 
 @dataclass(slots=True)
 class SequenceRecord:
-    """One sequence in the engine, as the front sees it. Times are seconds of `time.monotonic`."""
+    """One sequence in the engine, as the front sees it. Times are seconds of `time.monotonic`.
+
+    `params` are its request's, with the n that was asked for; `index` is its place among the stream's completions.
+    """
 
     request_id: int
     stream: OutputStream
     num_prompt_tokens: int
-    max_tokens: int
+    params: SamplingParams
+    index: int
     arrival: float
     num_tokens: int = 0
     first_token: float = 0.0

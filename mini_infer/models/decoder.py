@@ -60,7 +60,8 @@ class Decoder(nn.Module):
 
     def materialize(self, device: torch.device, max_model_len: int) -> None:
         """Allocate the parameters on `device`, uninitialised, and compute the rotary table for `max_model_len`."""
-        self.to_empty(device=device)
+        # As Module.to_empty, whose empty_like of a meta tensor imports sympy, 1.5 s.
+        self._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device))
         self.rope_table = cos_sin_table(self.config.rope, self.config.head_dim, max_model_len, device)
 
     def pack_weights(self) -> None:
@@ -77,7 +78,7 @@ class Decoder(nn.Module):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the weights, known before they are allocated (a tied embedding is packed later, on a CPU)."""
+        """Bytes of the weights, known before they are allocated (on a CPU, packing keeps some twice)."""
         return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def forward(self, batch: ForwardBatch, kv_caches: Sequence[KVCache]) -> torch.Tensor:

@@ -8,9 +8,8 @@ from torch import nn
 from mini_infer.config import ModelConfig
 from mini_infer.nn.linear import Linear, MergedLinear
 from mini_infer.nn.norm import RMSNorm
-from mini_infer.ops.attention import paged_attention
 from mini_infer.ops.inputs import ForwardBatch
-from mini_infer.ops.kv_write import qkv_to_cache
+from mini_infer.ops.qkv_attention import qkv_attention
 
 KVCache = tuple[torch.Tensor, torch.Tensor]  # k and v of one layer, each [num_blocks + 1, Hkv, block_size, D]
 
@@ -44,7 +43,6 @@ class Attention(nn.Module):
         q_norm = self.q_norm.weight if self.q_norm is not None else None
         k_norm = self.k_norm.weight if self.k_norm is not None else None
         qkv = self.qkv_proj.of_norm(stream, norm)
-        q = qkv_to_cache(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch.positions, batch.slot_mapping,
-                         rope_table, k_cache, v_cache, q_norm, k_norm, self.norm_eps, batch.shared)
-        out = paged_attention(q, k_cache, v_cache, batch, self.scale, self.sliding_window)
+        out = qkv_attention(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch, rope_table, k_cache, v_cache,
+                            self.scale, self.sliding_window, q_norm, k_norm, self.norm_eps)
         return self.o_proj.add_to(stream, out.flatten(1))

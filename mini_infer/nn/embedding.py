@@ -8,6 +8,7 @@ from torch import nn
 
 from mini_infer.nn.parameter import empty_parameter
 from mini_infer.ops.linear import linear, pack_weight
+from mini_infer.ops.native import multiplies_one_row
 
 
 class Embedding(nn.Module):
@@ -25,7 +26,8 @@ class Embedding(nn.Module):
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, hidden_size] -> [R, vocab_size] by the same table (Press and Wolf 2017, arXiv:1608.05859)."""
-        return linear(hidden, self.weight if self.packed is None else self.packed, out=out)
+        one_row = hidden.shape[0] == 1 and multiplies_one_row(self.weight)
+        return linear(hidden, self.weight if self.packed is None or one_row else self.packed, out=out)
 
     def pack_for_logits(self) -> None:
         """Once loaded: where the fastest form to multiply with cannot be looked up in (on a CPU), keep both."""

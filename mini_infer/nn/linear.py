@@ -10,6 +10,7 @@ from torch import nn
 from mini_infer.nn.norm import RMSNorm
 from mini_infer.nn.parameter import empty_parameter
 from mini_infer.ops.linear import linear, linear_add, norm_linear, norm_swiglu, pack_weight
+from mini_infer.ops.native import multiplies_one_row
 
 
 class Linear(nn.Module):
@@ -19,17 +20,28 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = empty_parameter(out_features, in_features, dtype=dtype)
         self.bias = empty_parameter(out_features, dtype=dtype) if bias else None
+        self.packed: torch.Tensor | None
+        self.register_buffer("packed", None, persistent=False)
+
+    def weight_for(self, x: torch.Tensor) -> torch.Tensor:
+        """The form of the weight that multiplies x [T, in_features] fastest."""
+        return self.weight if self.packed is None or x.shape[0] == 1 else self.packed
 
     def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return linear(x, self.weight, self.bias, out)
+        return linear(x, self.weight_for(x), self.bias, out)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """residual [T, out_features] + forward(x); `residual` may be overwritten."""
-        return linear_add(x, self.weight, self.bias, residual)
+        return linear_add(x, self.weight_for(x), self.bias, residual)
 
     def pack(self) -> None:
-        """Once loaded, bring the weight into the form that this device multiplies with fastest."""
-        self.weight = nn.Parameter(pack_weight(self.weight), requires_grad=False)
+        """Once loaded, bring the weight into the form that this device multiplies with fastest: on a CPU a small one
+        is kept in two, for one row and for more."""
+        packed = pack_weight(self.weight)
+        if packed is not self.weight and multiplies_one_row(self.weight):
+            self.packed = packed
+        else:
+            self.weight = nn.Parameter(packed, requires_grad=False)
 
 
 class MergedLinear(Linear):
@@ -44,11 +56,11 @@ class MergedLinear(Linear):
 
     def of_norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """forward(norm(x))."""
-        return norm_linear(x, norm.weight, norm.eps, self.weight, self.bias)
+        return norm_linear(x, norm.weight, norm.eps, self.weight_for(x), self.bias)
 
     def swiglu_of_norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
         """SiLU(gate) * up of forward(norm(x)), the two parts being gate and up -> [T, out_features / 2]."""
-        return norm_swiglu(x, norm.weight, norm.eps, self.weight, self.bias)
+        return norm_swiglu(x, norm.weight, norm.eps, self.weight_for(x), self.bias)
 
 
 def weight_slots(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,11 +1,11 @@
 """Paged attention over a ragged batch: prompt chunks, decode tokens and drafts in one call.
 
-Two Triton kernels share one inner loop (attention_tile.py), over the pages of one sequence and one KV head, with the
-query heads of that KV head packed into the rows of a tile:
+Two Triton kernels loop over the pages of one sequence and one KV head, with the query heads of that KV head packed into
+the rows of a tile:
 
 - the ragged kernel (attention_ragged.py): a program owns a tile of query tokens of any sequence;
-- the split kernel (attention_split.py), when every sequence has one token: a program owns a stretch of one sequence's
-  keys (Flash-Decoding), and a small kernel merges the stretches.
+- the split kernel (attention_split.py), for sequences of one token: a program owns a stretch of one sequence's keys
+  (Flash-Decoding), and a small kernel merges the stretches.
 
 Which one runs follows from integers that the host knows; no kernel waits for the host, so CUDA graphs can hold them.
 """
@@ -13,15 +13,20 @@ Which one runs follows from integers that the host knows; no kernel waits for th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
+from mini_infer.ops import native
 from mini_infer.ops.attention_ragged import launch_ragged
 from mini_infer.ops.attention_split import launch_split
 from mini_infer.ops.dispatch import use_triton
 from mini_infer.ops.inputs import ForwardBatch
+
+# Beside chunks, decode tokens with contexts up to this go through the ragged kernel, where reading their keys and
+# computing the chunks overlap; a longer context would keep one program busy after all others have ended.
+LONG_CONTEXT = 4096
 
 
 def paged_attention(
@@ -40,7 +45,10 @@ def paged_attention(
     block table must be a block of the cache, those behind a sequence's end too; what such blocks hold does not matter,
     NaN included.
     """
-    run = _paged_attention_triton if use_triton(q) else _paged_attention_torch
+    if use_triton(q):
+        run = _paged_attention_triton
+    else:
+        run = native.paged_attention if native.use_native_attention(q, batch) else _paged_attention_torch
     return run(q, k_cache, v_cache, batch, scale, sliding_window)
 
 
@@ -217,6 +225,12 @@ def _paged_attention_triton(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if batch.num_seqs == 0 or q.shape[0] == 0:
         return out
-    launch = launch_split if batch.max_query_len == 1 else launch_ragged
-    launch(out, q, k_cache, v_cache, batch, scale * math.log2(math.e), sliding_window or 0)
+    caches, scale_log2, window = (k_cache, v_cache), scale * math.log2(math.e), sliding_window or 0
+    if batch.max_query_len == 1:
+        launch_split(out, q, *caches, batch, scale_log2, window)
+        return out
+    num_split = batch.num_decodes if batch.max_seq_len > LONG_CONTEXT else 0
+    if num_split:
+        launch_split(out, q, *caches, replace(batch, num_seqs=num_split), scale_log2, window)
+    launch_ragged(out, q, *caches, batch, scale_log2, window, first_seq=num_split)
     return out

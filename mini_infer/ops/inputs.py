@@ -53,6 +53,7 @@ class ForwardBatch:
     num_seqs: int  # B
     max_query_len: int  # max over b of n
     max_seq_len: int  # upper bound on seq_lens, for sizing grids
+    num_decodes: int = 0  # so many sequences at the front are known to have one token each
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)
 
 
@@ -68,7 +69,7 @@ def scatter_runs(state: torch.Tensor, runs: torch.Tensor, values: torch.Tensor, 
         state[target : target + length] = values[source : source + length]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["runs_ptr", "values_ptr"])
 def _scatter_runs_kernel(state_ptr, runs_ptr, values_ptr, BLOCK: tl.constexpr):
     run = runs_ptr + tl.program_id(0) * 3
     target = tl.load(run).to(tl.int64)
@@ -108,7 +109,8 @@ def _prepare_inputs_torch(slots, seq_lens, cu_seqlens_q, token_ids, block_table,
 
 def _prepare_inputs_triton(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens,
                            max_query_len):
-    out = torch.empty(3, num_tokens, dtype=torch.int32, device=slots.device)
+    # Rows that start at 16 bytes: kernels that read them are compiled once more for pointers that do not.
+    out = torch.empty(3, -(-num_tokens // 4) * 4, dtype=torch.int32, device=slots.device)[:, :num_tokens]
     _prepare_inputs_kernel[(slots.shape[0], triton.cdiv(max_query_len, BLOCK))](
         slots, seq_lens, cu_seqlens_q, token_ids, block_table, out[0], out[1], out[2],
         token_ids.stride(0), block_table.stride(0), BLOCK_SIZE=block_size, BLOCK=BLOCK)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from mini_infer.ops import native
 from mini_infer.ops.dispatch import tl, triton, use_triton
 from mini_infer.ops.inputs import Shared
+from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 from mini_infer.ops.rope import _rotate_torch, _rotations_torch, load_cos_sin
 
 
@@ -50,6 +52,9 @@ def qkv_to_cache(
     if use_triton(qkv):
         return _qkv_to_cache_triton(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache,
                                     v_cache, q_norm, k_norm, eps)
+    if native.use_native(qkv, qkv.numel()):
+        return native.qkv_to_cache(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache,
+                                   v_cache, q_norm, k_norm, eps)
     return _qkv_to_cache_torch(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache,
                                v_cache, q_norm, k_norm, eps, shared)
 
@@ -162,7 +167,7 @@ def _qkv_to_cache_triton(
             qkv, positions, slot_mapping, table, q_norm if norm else qkv, k_norm if norm else qkv, q, k_cache, v_cache,
             eps, HEADS=num_heads, KV_HEADS=num_kv_heads, TILE_HEADS=heads,
             HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=k_cache.shape[2],
-            NORM=norm, num_warps=2,
+            NORM=norm, **pdl_options(qkv, num_tokens), num_warps=2,
         )
     return q
 
@@ -171,15 +176,18 @@ def _qkv_to_cache_triton(
 def _qkv_to_cache_kernel(
     qkv_ptr, positions_ptr, slot_mapping_ptr, table_ptr, q_norm_ptr, k_norm_ptr, q_ptr, k_cache_ptr, v_cache_ptr, eps,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, TILE_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr,
+    BLOCK_HALF: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):
     """A program serves TILE_HEADS heads of one token: either query heads, or key heads with their value heads."""
+    let_next_start(PDL)
     DIM: tl.constexpr = 2 * HALF
     Q_TILES: tl.constexpr = (HEADS + TILE_HEADS - 1) // TILE_HEADS
     token = tl.program_id(0).to(tl.int64)
     tile = tl.program_id(1)
     column = tl.arange(0, BLOCK_HALF)[None, :]
     cos, sin = load_cos_sin(table_ptr, tl.load(positions_ptr + token), HALF, BLOCK_HALF)
+    slot = tl.load(slot_mapping_ptr + token)
+    wait_for_previous(PDL)
     qkv_row = qkv_ptr + token * ((HEADS + 2 * KV_HEADS) * DIM)
     if tile < Q_TILES:
         head = tile * TILE_HEADS + tl.arange(0, TILE_HEADS)[:, None]
@@ -193,7 +201,7 @@ def _qkv_to_cache_kernel(
         mask = (head < KV_HEADS) & (column < HALF)
         source = qkv_row + (HEADS + head) * DIM + column
         left, right = _rotated(source, k_norm_ptr, mask, cos, sin, eps, HALF, BLOCK_HALF, NORM)
-        target = cache_offset(tl.load(slot_mapping_ptr + token), head, KV_HEADS, DIM, BLOCK_SIZE) + column
+        target = cache_offset(slot, head, KV_HEADS, DIM, BLOCK_SIZE) + column
         tl.store(k_cache_ptr + target, left.to(k_cache_ptr.dtype.element_ty), mask=mask)
         tl.store(k_cache_ptr + target + HALF, right.to(k_cache_ptr.dtype.element_ty), mask=mask)
         source += KV_HEADS * DIM

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
+from mini_infer.ops import native
 from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.dispatch import use_triton
+from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
-from mini_infer.ops.skinny import Epilogue, max_skinny_rows, skinny_matmul
+from mini_infer.ops.skinny import max_skinny_rows, skinny_matmul
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -31,8 +35,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if weight.is_mkldnn:
         assert out is None, "a packed weight's result has a place of its own"
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
-    if _is_skinny(x, weight):
-        return skinny_matmul(x, weight, Epilogue(bias=bias), out)
+    if multiply := _skinny(x, weight):
+        return multiply(x, weight, Epilogue(bias=bias), out)
     if out is not None:
         assert bias is None, "out is for products without bias"
         return torch.mm(x, weight.t(), out=out)
@@ -42,16 +46,16 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
     """linear(rms_norm(x)): x [T, in], norm_weight [in] -> [T, out]; one kernel for few rows on a GPU."""
-    if _is_skinny(x, weight):
-        return skinny_matmul(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
+    if multiply := _skinny(x, weight):
+        return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
     return linear(rms_norm(x, norm_weight, eps), weight, bias)
 
 
 def norm_swiglu(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
     """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I]; one kernel for few rows on a GPU."""
-    if _is_skinny(x, weight):
-        return skinny_matmul(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
+    if multiply := _skinny(x, weight):
+        return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
     return silu_and_mul(linear(rms_norm(x, norm_weight, eps), weight, bias))
 
 
@@ -60,15 +64,18 @@ def linear_add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     """residual [T, out] + linear(x), rounded once, in the matmul's own epilogue; `residual` may be overwritten."""
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-    if _is_skinny(x, weight):
-        return skinny_matmul(x, weight, Epilogue(bias=bias, residual=residual))
+    if multiply := _skinny(x, weight):
+        return multiply(x, weight, Epilogue(bias=bias, residual=residual))
     if bias is not None:
         residual += bias
     return residual.addmm_(x, weight.t())
 
 
-def _is_skinny(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return use_triton(x) and x.shape[0] <= max_skinny_rows(weight)
+def _skinny(x: torch.Tensor, weight: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+    """The kernel for few rows that takes this product, if one does."""
+    if use_triton(x):
+        return skinny_matmul if x.shape[0] <= max_skinny_rows(weight) else None
+    return native.one_row_matmul if x.shape[0] == 1 and native.multiplies_one_row(weight) else None
 
 
 def _onednn_runs(dtype: torch.dtype) -> bool:

@@ -5,6 +5,7 @@ Each takes only the rows that need it, as float32 copies, and changes them in pl
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mini_infer.ops.dispatch import tl, triton, use_triton
@@ -129,9 +130,9 @@ def keep_allowed(logits: torch.Tensor, slots: torch.Tensor, allowed: torch.Tenso
 
 
 def _keep_allowed_torch(logits: torch.Tensor, slots: torch.Tensor, allowed: torch.Tensor) -> None:
-    words = allowed.index_select(0, slots)
-    bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)) & 1
-    logits.masked_fill_(bits.flatten(1)[:, : logits.shape[1]] == 0, -torch.inf)
+    words = allowed.index_select(0, slots).cpu().numpy()  # numpy unpacks bits several times faster than torch
+    bits = np.unpackbits(words.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+    logits.masked_fill_(torch.from_numpy(bits == 0).to(logits.device), -torch.inf)
 
 
 def _keep_allowed_triton(logits: torch.Tensor, slots: torch.Tensor, allowed: torch.Tensor) -> None:

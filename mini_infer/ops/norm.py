@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from mini_infer.ops import native
 from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [..., D] / rms(x) * weight [D] -> [..., D]; float32 inside, x.dtype out."""
-    return _rms_norm_triton(x, weight, eps) if use_triton(x) else _rms_norm_torch(x, weight, eps)
+    if use_triton(x):
+        return _rms_norm_triton(x, weight, eps)
+    return (native.rms_norm if native.use_native(x, x.numel()) else _rms_norm_torch)(x, weight, eps)
 
 
 def _rms_norm_torch(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -28,22 +32,26 @@ def _rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch
     rows = max(1, 1024 // block_dim)  # short rows (a head each) share a program
     warps = min(16, max(1, rows * block_dim // 512))
     _rms_norm_kernel[(triton.cdiv(num_rows, rows),)](
-        x, weight, out, num_rows, eps, DIM=dim, BLOCK_DIM=block_dim, ROWS=rows, num_warps=warps
+        x, weight, out, num_rows, eps, DIM=dim, BLOCK_DIM=block_dim, ROWS=rows, **pdl_options(x, num_rows),
+        num_warps=warps,
     )
     return out
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _rms_norm_kernel(
-    x_ptr, weight_ptr, out_ptr, num_rows, eps, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr
+    x_ptr, weight_ptr, out_ptr, num_rows, eps, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """A program norms ROWS rows."""
+    let_next_start(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_DIM)
     mask = (row < num_rows)[:, None] & (column < DIM)[None, :]
     offset = row.to(tl.int64)[:, None] * DIM + column[None, :]
+    weight = tl.load(weight_ptr + column, mask=column < DIM, other=0.0).to(tl.float32)
+    wait_for_previous(PDL)
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     inverse_rms = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / DIM + eps)
-    weight = tl.load(weight_ptr + column, mask=column < DIM, other=0.0).to(tl.float32)
     out = x * inverse_rms[:, None] * weight[None, :]
     tl.store(out_ptr + offset, out.to(out_ptr.dtype.element_ty), mask=mask)

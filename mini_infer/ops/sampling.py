@@ -26,6 +26,7 @@ from mini_infer.ops.random import two_uniforms, two_uniforms_kernel
 from mini_infer.ops.sampling_params import KEY_HIGH, KEY_LOW, MIN_P, TEMPERATURE, TOP_K, TOP_P, RowParams, row_params
 
 CHUNK = 1024  # tokens a chunk; part of a seed's meaning: another value draws other tokens
+CHUNKS_OF_PROGRAM = 4  # enough loads under way to keep the memory busy, and few enough programs
 INVALID_TOKEN = -1  # the row's logits were unusable
 REFERENCE_CANDIDATES = 256  # the torch reference looks for thresholds among this many largest logits first
 
@@ -152,9 +153,9 @@ def _sample_triton(
     chunk_max = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     chunk_sum = torch.empty_like(chunk_max) if needs.random else None
     tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
-    _chunk_kernel[(num_rows, num_chunks)](
+    _chunk_kernel[(triton.cdiv(num_chunks, CHUNKS_OF_PROGRAM), num_rows)](
         logits, logits.stride(0), slots, params, params.stride(0), thresholds, chunk_max, chunk_sum, vocab_size,
-        RANDOM=needs.random, FILTERED=needs.filtered, CHUNK=CHUNK)
+        num_chunks, RANDOM=needs.random, FILTERED=needs.filtered, CHUNK=CHUNK, CHUNKS=CHUNKS_OF_PROGRAM)
     _choose_kernel[(num_rows,)](
         logits, logits.stride(0), slots, positions, params, params.stride(0), thresholds, chunk_max, chunk_sum, tokens,
         vocab_size, num_chunks, RANDOM=needs.random, FILTERED=needs.filtered, CHUNK=CHUNK,
@@ -194,23 +195,29 @@ def _weigh(x, top, inverse_temperature, threshold):
 @triton.jit
 def _chunk_kernel(
     logits_ptr, logits_stride, slots_ptr, params_ptr, params_stride, thresholds_ptr, chunk_max_ptr, chunk_sum_ptr,
-    vocab_size, RANDOM: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr,
+    vocab_size, num_chunks, RANDOM: tl.constexpr, FILTERED: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
 ):
-    """One program a (row, chunk): the chunk's largest logit and its sum of exponentials relative to that."""
-    row = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    x = _load_logits(logits_ptr + row * logits_stride, chunk * CHUNK + tl.arange(0, CHUNK), vocab_size)
-    top = tl.max(x, axis=0)
-    out = row * tl.num_programs(1) + chunk
-    tl.store(chunk_max_ptr + out, top)
+    """One program: CHUNKS chunks of a row; each one's largest logit and its sum of exponentials relative to that.
+
+    A greedy row among others has no need of the sums.
+    """
+    chunk = tl.program_id(0) * CHUNKS + tl.arange(0, CHUNKS)
+    row = tl.program_id(1).to(tl.int64)
+    temperature = 0.0
     if RANDOM:
         slot = tl.load(slots_ptr + row).to(tl.int64)
         temperature = _load_float(params_ptr, slot, params_stride, TEMPERATURE)
-        inverse_temperature = tl.where(temperature > 0, 1 / temperature, 0.0)
+    tokens = chunk[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+    x = _load_logits(logits_ptr + row * logits_stride, tokens, vocab_size)
+    top = tl.max(x, axis=1)
+    out = row * num_chunks + chunk
+    tl.store(chunk_max_ptr + out, top, mask=chunk < num_chunks)
+    if RANDOM and temperature > 0:
         threshold = float("-inf")
         if FILTERED:
             threshold = tl.load(thresholds_ptr + row)
-        tl.store(chunk_sum_ptr + out, tl.sum(_weigh(x, top, inverse_temperature, threshold), axis=0))
+        sums = tl.sum(_weigh(x, top[:, None], 1 / temperature, threshold), axis=1)
+        tl.store(chunk_sum_ptr + out, sums, mask=chunk < num_chunks)
 
 
 @triton.jit

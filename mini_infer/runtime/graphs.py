@@ -29,7 +29,8 @@ class StepGraphs:
     """Graphs of `run(batch_size, max_seq_len)`, captured largest first into one memory pool, which the smaller reuse.
 
     `run` must read its inputs from fixed places on the device, where `prepare(batch_size)` puts valid ones for the
-    capture, and be free of host synchronisation. What it returns is overwritten by the next replay of any graph here.
+    capture, and be free of host synchronisation; every kernel that it launches must have been loaded already
+    (engine/rehearsal.py). What it returns is overwritten by the next replay of any graph here.
     """
 
     def __init__(self, prepare: Callable[[int], object], run: Callable[[int, int], Outputs], sizes: Sequence[int],
@@ -41,7 +42,6 @@ class StepGraphs:
             for size in reversed(self._sizes):
                 prepare(size)
                 for length in reversed(self._lengths):
-                    run(size, length)  # compiles kernels and creates library handles outside the capture
                     graph = torch.cuda.CUDAGraph()
                     with torch.cuda.graph(graph, pool=pool):
                         outputs = run(size, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,9 +23,14 @@ class PromptLogprobs:
 
 
 class DeviceStep:
-    """What `Runner.execute` returns. All copies to the host are enqueued here, and one event marks their end."""
+    """What `Runner.execute` returns. All copies to the host are enqueued here, and one event marks their end.
 
-    def __init__(self, plan: StepPlan, output: SampleOutput, prompt_logprobs: Sequence[PromptLogprobs]):
+    `failed`: rows that are known to have failed, and why.
+    """
+
+    def __init__(self, plan: StepPlan, output: SampleOutput, prompt_logprobs: Sequence[PromptLogprobs],
+                 failed: dict[int, str] | None = None):
+        self._failed = failed or {}
         self._plan = plan
         self._output = output
         self._prompt_logprobs = prompt_logprobs
@@ -39,17 +45,24 @@ class DeviceStep:
     def done(self) -> bool:
         return self._event is None or self._event.query()
 
+    def wait_tokens(self) -> list[int]:
+        """Each row's token, as soon as the step is through. Raises RuntimeError when the device failed."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._token_ids.tolist()
+
     def result(self) -> StepResult:
         """Wait for the step; a fault of the device becomes the result's error."""
         if self._event is not None:
             try:
                 self._event.synchronize()
             except RuntimeError as error:
-                return StepResult(self._plan.step_id, error=f"the device failed: {error}")
+                print(f"mini-infer engine: the device failed: {error}", file=sys.stderr)
+                return StepResult(self._plan.step_id, error="the device failed in a step of this request")
         seqs = self._plan.seqs
         token_ids = self._token_ids.tolist()
         failed = {i: INVALID_TOKEN_MESSAGE for i, token in enumerate(token_ids)
-                  if token == INVALID_TOKEN and seqs[i].sample}
+                  if token == INVALID_TOKEN and seqs[i].sample} | self._failed
         logprobs = {row: [entry] for row, entry in self._output.unpack(self._logprobs).items() if seqs[row].sample}
         prompt_logprobs = {entry.index: unpack_logprobs(tensors, [entry.k] * len(tensors[0]))
                            for entry, tensors in zip(self._prompt_logprobs, self._prompt_tensors)}

@@ -38,6 +38,7 @@ from mini_infer.ops.sampling_params import (
     TOP_P,
 )
 from mini_infer.protocol import SamplingParams, TokenLogprobs
+from mini_infer.runtime.grammar import TokenMasks
 
 GREEDY_BELOW = 1e-5  # temperatures below this leave no probability beside the largest logit's in float32
 INVALID_TOKEN_MESSAGE = "no token could be chosen: the logits hold NaN or infinity, or every token is banned"
@@ -55,8 +56,9 @@ class _Asks(IntFlag):
     BIAS = 8
     BAD_WORDS = 16
     ALLOWED = 32
-    LOGPROBS = 64
-    PROCESSORS = PENALTIES | BIAS | BAD_WORDS | ALLOWED
+    GRAMMAR = 64
+    LOGPROBS = 128
+    PROCESSORS = PENALTIES | BIAS | BAD_WORDS | ALLOWED | GRAMMAR
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,8 @@ class Sampler:
             asks |= _Asks.BAD_WORDS
         if params.allowed_token_ids is not None:
             asks |= _Asks.ALLOWED
+        if params.structured_outputs is not None:
+            asks |= _Asks.GRAMMAR
         if params.logprobs is not None:
             asks |= _Asks.LOGPROBS
         self.release(admitted.slot)
@@ -220,13 +224,14 @@ class Sampler:
 
     def sample(
         self, logits: torch.Tensor, slots_host: Sequence[int], slots: torch.Tensor, positions: torch.Tensor,
-        params: torch.Tensor, token_ids: torch.Tensor,
+        params: torch.Tensor, token_ids: torch.Tensor, masks: TokenMasks | None = None,
     ) -> SampleOutput:
         """Choose one token a row, for rows of any kind.
 
         `logits` [R, V] float32, bfloat16 or float16 (left as they are); `slots_host` and `slots` int32 [R], the same
         slots on the host and on the device; `positions` int32 [R], where each chosen token will stand; `params` int32
-        [num_slots + 1, 16] and `token_ids` int32 [num_slots + 1, L], the device tables.
+        [num_slots + 1, 16] and `token_ids` int32 [num_slots + 1, L], the device tables. `masks`: what rows that follow
+        a grammar may choose.
         """
         needs = self.needs(slots_host)
         if needs.plain:
@@ -239,6 +244,8 @@ class Sampler:
             (rows,) = self._upload(processed)
             row_slots, row_positions = slots.index_select(0, rows), positions.index_select(0, rows)
             copies = logits.index_select(0, rows).float()
+            if masks is not None:
+                self._keep_grammar(copies, processed, masks)
             self._process(copies, [slots_host[row] for row in processed.tolist()], row_slots, row_positions, params,
                           token_ids)
             tokens.index_copy_(0, rows.long(), sample(copies, row_slots, row_positions, params, needs.sampling))
@@ -262,10 +269,21 @@ class Sampler:
         self, logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, params: torch.Tensor,
         token_ids: torch.Tensor,
     ) -> None:
-        """Run plain sampling in its three forms, and the penalties, on rows of the padding slot: compiles kernels."""
+        """Run plain sampling in its three forms, the penalties and a mask, on rows of the padding slot: compiles
+        kernels."""
         for needs in (SamplingNeeds(), SamplingNeeds(random=True), SamplingNeeds(random=True, filtered=True)):
             sample(logits, slots, positions, params, needs)
         apply_penalties(logits[:1].float(), slots[:1], positions[:1], params, token_ids)
+        everything = np.full((1, (self.vocab_size + 31) // 32), -1, dtype=np.int32)
+        keep_allowed(logits[:1].float(), *self._upload(np.zeros(1, dtype=np.int32), everything))
+
+    def _keep_grammar(self, logits: torch.Tensor, processed: np.ndarray, masks: TokenMasks) -> None:
+        """Ban what the grammars do not allow, in place, in the logits of the step's rows `processed`."""
+        free = len(masks.rows)  # rows without a grammar get the mask that allows everything, which follows the others
+        which = np.full(len(processed), free, dtype=np.int32)
+        which[np.searchsorted(processed, masks.rows)] = np.arange(free)
+        bits = np.concatenate([masks.bits, np.full_like(masks.bits[:1], -1)])
+        keep_allowed(logits, *self._upload(which, bits))
 
     def _with_logprobs(self, logits: torch.Tensor, tokens: torch.Tensor, slots_host: Sequence[int]) -> SampleOutput:
         """Add the log-probabilities of the rows that asked, under the logits as the model gave them."""

@@ -20,6 +20,7 @@ from mini_infer.ops.inputs import scatter_runs
 
 NUM_PARAMS = 16
 HEADER_ROWS = 4
+ALIGN = 4  # int32s, 16 bytes: where header rows start, else Triton compiles kernels once more for rows that do not
 _RING = 4  # pinned buffers in turn: more than any pipeline depth, so none is rewritten while its copy is under way
 
 
@@ -31,6 +32,11 @@ class Header:
     write_slots: torch.Tensor  # [B], the slot that receives the sampled token; the null slot when none is wanted
     seq_lens: torch.Tensor  # [B]
     cu_seqlens_q: torch.Tensor  # [B + 1]
+
+
+def header_width(num_seqs: int) -> int:
+    """Columns of the header of `num_seqs` sequences; the last ones may be unused."""
+    return -(-(num_seqs + 1) // ALIGN) * ALIGN
 
 
 class SlotState:
@@ -49,7 +55,7 @@ class SlotState:
         self.block_table.fill_(num_blocks)  # the null block
         self._num_blocks_of = [0] * num_slots  # the host's mirror, to know where new blocks go
         # Header first, then the payload: the header's place never moves, so graphs can read it there.
-        capacity = HEADER_ROWS * (num_slots + 1) + max(1 << 16, 2 * width)
+        capacity = HEADER_ROWS * header_width(num_slots) + max(1 << 16, 2 * width)
         self._upload = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._pinned = [self._host_buffer(capacity) for _ in range(_RING)]
         self._turn = 0
@@ -65,7 +71,7 @@ class SlotState:
         token each in the null slot.
         """
         runs, values = self._collect(plan, param_rows)
-        header_size = HEADER_ROWS * (padded_seqs + 1)
+        header_size = HEADER_ROWS * header_width(padded_seqs)
         size = header_size + sum(map(len, values))
         host = self._next_buffer(size)[:size]
         self._fill_header(host[:header_size].view(HEADER_ROWS, -1).numpy(), plan, padded_seqs)
@@ -85,6 +91,7 @@ class SlotState:
 
     def idle_header(self, num_seqs: int) -> Header:
         """A header of padding alone: a token each in the null slot. For warming up and capturing."""
+        self.token_ids[self.null_slot].zero_()
         header = self.header(num_seqs)
         header.slots.fill_(self.null_slot)
         header.write_slots.fill_(self.null_slot)
@@ -92,10 +99,14 @@ class SlotState:
         torch.arange(num_seqs + 1, out=header.cu_seqlens_q)
         return header
 
+    def warm_up(self) -> None:
+        """Compile the kernel of `upload`, by copying nothing."""
+        scatter_runs(self.table.view(-1), self._upload[:3].zero_().view(1, 3), self._upload, 1)
+
     def header(self, num_seqs: int) -> Header:
         """The device's view of an uploaded header of `num_seqs` sequences."""
-        rows = self._upload[: HEADER_ROWS * (num_seqs + 1)].view(HEADER_ROWS, -1)
-        return Header(rows[0, :num_seqs], rows[1, :num_seqs], rows[2, :num_seqs], rows[3])
+        rows = self._upload[: HEADER_ROWS * header_width(num_seqs)].view(HEADER_ROWS, -1)
+        return Header(rows[0, :num_seqs], rows[1, :num_seqs], rows[2, :num_seqs], rows[3, : num_seqs + 1])
 
     def _fill_header(self, header: np.ndarray, plan: StepPlan, padded_seqs: int) -> None:
         num_seqs = len(plan.seqs)
@@ -108,7 +119,7 @@ class SlotState:
         header[2, num_seqs:] = 1
         header[3, 0] = 0
         np.cumsum(counts, out=header[3, 1 : num_seqs + 1])
-        header[3, num_seqs + 1 :] = header[3, num_seqs] + np.arange(1, padded_seqs - num_seqs + 1)
+        header[3, num_seqs + 1 :] = header[3, num_seqs] + np.arange(1, header.shape[1] - num_seqs)
 
     def _collect(self, plan: StepPlan, param_rows: list[np.ndarray]) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
         """The runs as (offset in the table, length), and the payload: their table [K, 3] first, then their values."""

@@ -11,7 +11,9 @@ from starlette.responses import Response
 
 from mini_infer.engine.streams import OutputStream
 from mini_infer.protocol import RequestError
+from mini_infer.server.body import json_router
 from mini_infer.server.front import Envelope, Front, Usage, check, json_response, whole
+from mini_infer.server.limits import MAX_CHOICES
 from mini_infer.server.logprobs import CompletionLogprobs, prompt_logprobs_body
 from mini_infer.server.schemas import CompletionRequest
 from mini_infer.server.sse import DONE, EventStream, event
@@ -20,11 +22,10 @@ from mini_infer.text.output import CompletionDelta, PositionLogprobs
 from mini_infer.text.tokenizer import Tokenizer
 
 _encode = msgspec.json.encode
-MAX_CHOICES = 1024  # prompts times n
 
 
 def completion_routes(front: Front) -> APIRouter:
-    router = APIRouter()
+    router = json_router()
 
     @router.post("/v1/completions", summary="Create a completion")
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
@@ -37,21 +38,18 @@ async def answer(front: Front, body: CompletionRequest, request: Request) -> Res
     model = front.model_name(body.model)
     prompts = prompts_of(body)
     params = body.params()
-    prepared = await front.llm.prepare(prompts, params, clip_max_tokens=False,
-                                       add_special_tokens=body.add_special_tokens is not False)
-    tokenizer = front.llm.tokenizer
-    if tokenizer is None:
-        raise RequestError("this engine runs without a tokenizer and has no text to answer with", "model")
+    prepared = await front.prepare(prompts, params, add_special_tokens=body.add_special_tokens is not False)
     usage = Usage.of(prepared)
-    envelope = Envelope.new("cmpl", "text_completion", model)
-    choices = [Choice(i * body.n + j, one, body, tokenizer) for i, one in enumerate(prepared) for j in range(body.n)]
-    output = front.llm.submit(prepared, priority=body.priority, cache_salt=body.cache_salt, stream=body.stream)
+    envelope = Envelope.new("cmpl", "text_completion", model, request, body.request_id)
+    choices = [Choice(i * body.n + j, one, body, front.tokenizer)
+               for i, one in enumerate(prepared) for j in range(body.n)]
+    output = front.llm.submit(prepared, priority=body.priority, cache_salt=body.cache_salt, stream=body.stream,
+                              timeout=body.timeout or front.options.default_timeout)
     if body.stream:
         return EventStream(_events(output, choices, envelope, body, usage))
     parts = []
     for delta in await whole(output, request):
-        usage.add(delta)
-        parts.append(choices[delta.index].part(delta))
+        parts.append(choices[delta.index].part(delta, usage))
     return json_response(envelope.body(parts, usage=usage.body()))
 
 
@@ -79,12 +77,19 @@ class Choice:
         self._tokenizer = tokenizer
         self._logprobs = None if body.logprobs is None else CompletionLogprobs()
         self._show_prompt_logprobs = body.prompt_logprobs is not None
+        self._show_token_ids = body.return_token_ids
+        self._prompt_only = body.prompt_only
         self._echo = body.echo
+        self._first = True
         self._skip_special_tokens = body.skip_special_tokens
 
-    def part(self, delta: CompletionDelta) -> dict[str, Any]:
-        """The `choices` entry for what is new; all of it when nothing was streamed."""
-        echo, self._echo = self._echo, False
+    def part(self, delta: CompletionDelta, usage: Usage) -> dict[str, Any]:
+        """The `choices` entry for what is new, which is counted in `usage`; all of it when nothing was streamed."""
+        if self._prompt_only:  # the engine makes one token at least
+            delta = delta._replace(text="", token_ids=[], logprobs=None, finish_reason="length", stop_reason=None)
+        usage.add(delta)
+        first, self._first = self._first, False
+        echo = self._echo and first
         text, token_ids = delta.text, delta.token_ids
         positions: list[PositionLogprobs | None] = list(delta.logprobs or ())
         if echo:
@@ -101,6 +106,10 @@ class Choice:
         }
         if self._show_prompt_logprobs and delta.prompt_logprobs is not None:
             part["prompt_logprobs"] = prompt_logprobs_body(delta.prompt_logprobs)
+        if self._show_token_ids:
+            part["token_ids"] = delta.token_ids
+            if first:
+                part["prompt_token_ids"] = self._request.prompt_token_ids
         return part
 
     def _prompt_text(self) -> str:
@@ -120,12 +129,11 @@ async def _events(output: OutputStream, choices: list[Choice], envelope: Envelop
         async for deltas in output:
             chunks = []
             for delta in deltas:
-                usage.add(delta)
                 check(delta)
+                part = choices[delta.index].part(delta, usage)
                 if continuous:
                     tail = b',"usage":%b}\n\n' % _encode(usage.body())
-                part = choices[delta.index].part(delta)
-                if any(part[name] for name in ("text", "logprobs", "finish_reason")) or "prompt_logprobs" in part:
+                if any(map(part.get, ("text", "logprobs", "finish_reason", "prompt_logprobs", "token_ids"))):
                     chunks.append(b"%b%b]%b" % (head, _encode(part), tail))
             if chunks:
                 yield b"".join(chunks)

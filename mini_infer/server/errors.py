@@ -1,24 +1,33 @@
-"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, 400 for what the client got wrong."""
+"""Errors in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`, 400 for what the client got wrong; on the
+routes of Anthropic's API in its form: `{"type": "error", "error": {"type", "message"}}`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
 
 from mini_infer.engine.client import EngineDeadError
-from mini_infer.engine.streams import GenerationError
+from mini_infer.engine.streams import DeadlineError, GenerationError, QueueFullError
 from mini_infer.protocol import RequestError
 from mini_infer.server.schemas import UNSUPPORTED
 
 INVALID = "invalid_request_error"
 _BY_STATUS = {401: "authentication_error", 404: "not_found_error", 405: INVALID, 413: INVALID,
-              429: "rate_limit_error", 503: "service_unavailable_error"}
+              429: "rate_limit_error", 503: "service_unavailable_error", 504: "timeout_error"}
+ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+                    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+_RETRY_AFTER = {429: "1", 503: "10"}  # seconds
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+MAX_MESSAGE_CHARS = 1000  # a message quotes what was sent, which may be long
 
 
 class ModelNotFoundError(Exception):
@@ -28,12 +37,48 @@ class ModelNotFoundError(Exception):
         super().__init__(f"The model {name!r} does not exist.")
 
 
+class RefusedError(HTTPException):
+    """What is wrong with a request before its body is known: FastAPI lets only HTTPException through there."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None,
+                 headers: Mapping[str, str] | None = None):
+        super().__init__(status, message, headers)
+        self.body = error_body(message, param=param, code=code)
+
+
+class DrainingError(Exception):
+    """The server is about to end, and takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class ClientGoneError(Exception):
     """The client closed its connection before the answer was complete; nobody reads what we say to it."""
 
 
 def error_body(message: str, kind: str = INVALID, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    message = _ADDRESS.sub("", message)
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[:MAX_MESSAGE_CHARS] + "…"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def anthropic_body(status: int, body: dict[str, Any]) -> dict[str, Any]:
+    """An error of `error_body` in Anthropic's form."""
+    kind = _ANTHROPIC_TYPES.get(status, INVALID if status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
+
+
+def error_response(scope: Scope, status: int, body: dict[str, Any],
+                   headers: Mapping[str, str] | None = None) -> Response:
+    """The answer to a request that failed, in the form of the API that its route belongs to."""
+    if scope["path"].removeprefix(scope.get("root_path", "")).startswith(ANTHROPIC_PATH):
+        body = anthropic_body(status, body)
+    headers = dict(headers or {})
+    if status in _RETRY_AFTER:
+        headers.setdefault("Retry-After", _RETRY_AFTER[status])
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
 
 
 def body_of(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -44,6 +89,12 @@ def body_of(error: Exception) -> tuple[int, dict[str, Any]]:
         return 404, error_body(str(error), param="model", code="model_not_found")
     if isinstance(error, EngineDeadError):
         return 503, error_body(str(error), _BY_STATUS[503], code="engine_dead")
+    if isinstance(error, DrainingError):
+        return 503, error_body(str(error), _BY_STATUS[503], code="draining")
+    if isinstance(error, QueueFullError):
+        return 429, error_body(str(error), _BY_STATUS[429], code="queue_full")
+    if isinstance(error, DeadlineError):
+        return 504, error_body(str(error), _BY_STATUS[504], code="timeout")
     if isinstance(error, GenerationError):
         return 500, error_body(str(error), "server_error", code="generation_failed")
     return 500, error_body("internal error", "server_error", code="internal_error")
@@ -52,22 +103,23 @@ def body_of(error: Exception) -> tuple[int, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Give every error of `app` the same form."""
 
-    async def by_type(request: Request, error: Exception) -> JSONResponse:
-        status, body = body_of(error)
-        return JSONResponse(body, status)
+    async def by_type(request: Request, error: Exception) -> Response:
+        return error_response(request.scope, *body_of(error))
 
     async def nobody(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nginx's number for it; seen in logs only
 
-    async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def validation(request: Request, error: RequestValidationError) -> Response:
         message, param = describe(error.errors())
-        return JSONResponse(error_body(message, param=param), 400)
+        return error_response(request.scope, 400, error_body(message, param=param))
 
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        body = error_body(str(error.detail), _BY_STATUS.get(error.status_code, INVALID))
-        return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
+    async def http(request: Request, error: HTTPException) -> Response:
+        kind = _BY_STATUS.get(error.status_code, INVALID)
+        body = error.body if isinstance(error, RefusedError) else error_body(error.detail, kind)
+        return error_response(request.scope, error.status_code, body, error.headers)
 
-    for kind in (RequestError, ModelNotFoundError, EngineDeadError, GenerationError, Exception):
+    for kind in (RequestError, ModelNotFoundError, EngineDeadError, DrainingError, QueueFullError, GenerationError,
+                 Exception):
         app.add_exception_handler(kind, by_type)
     app.add_exception_handler(ClientGoneError, nobody)
     app.add_exception_handler(RequestValidationError, validation)  # type: ignore[arg-type]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,23 +13,57 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mini_infer.engine.async_llm import AsyncLLM
+from mini_infer.engine.async_llm import LONG_TEXT, AsyncLLM
 from mini_infer.engine.streams import GenerationError, OutputStream
+from mini_infer.protocol import RequestError, SamplingParams
 from mini_infer.server.errors import ModelNotFoundError
+from mini_infer.server.feed import Feed
+from mini_infer.server.gate import client_request_id
+from mini_infer.server.launch import ServeOptions
+from mini_infer.server.lifecycle import Lifecycle
+from mini_infer.server.limits import check_copies
 from mini_infer.server.metrics import ServerMetrics
+from mini_infer.server.reading import Dialects
+from mini_infer.server.schemas import Conversation
 from mini_infer.server.sse import until_gone
-from mini_infer.text.door import PreparedRequest
+from mini_infer.text.chat_template import ChatTemplate, require_chat_template
+from mini_infer.text.door import PreparedRequest, Prompt
 from mini_infer.text.output import CompletionDelta
+from mini_infer.text.template_process import RequestTemplates
+from mini_infer.text.tokenizer import Tokenizer
+
+MAX_COUNTED_CHARS = 2**20  # of a text to be tokenized, or CHARS_PER_TOKEN times the context length where that is more
+CHARS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Front:
-    """`model_names`: what clients may call the model; the first one is what we call it."""
+    """`model_names`: what clients may call the model; the first one is what we call it.
+    `chat_template`: the model's, or the one that the options name; None when there is neither."""
 
     llm: AsyncLLM
     model_names: tuple[str, ...]
     metrics: ServerMetrics
+    feed: Feed
+    life: Lifecycle
+    options: ServeOptions
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    request_templates: RequestTemplates
+    dialects: Dialects
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, options: ServeOptions, llm: AsyncLLM, metrics: ServerMetrics, feed: Feed, life: Lifecycle) -> Front:
+        """Of an engine that has been started. Raises ConfigError for a chat template that does not compile."""
+        tokenizer = llm.tokenizer
+        assert tokenizer is not None  # ServeOptions refuses to serve without one
+        template = llm.chat_template
+        if options.chat_template is not None:
+            template = ChatTemplate(options.chat_template, tokenizer.special_tokens)
+        dialects = Dialects.of(options.tool_call_parser, options.reasoning_parser, template, tokenizer)
+        return cls(llm, options.model_names, metrics, feed, life, options, tokenizer, template,
+                   RequestTemplates(tokenizer.special_tokens), dialects)
 
     def model_name(self, asked: str | None) -> str:
         """The name to answer under. Raises ModelNotFoundError for a model that is not here."""
@@ -37,6 +72,54 @@ class Front:
         if asked not in self.model_names:
             raise ModelNotFoundError(asked)
         return asked
+
+    async def render(self, body: Conversation, tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """The prompt of a conversation. Raises RequestError naming the field."""
+        messages = [message.for_template() for message in body.messages]
+        options: dict[str, Any] = {
+            "tools": tools, "documents": body.documents, "add_generation_prompt": body.add_generation_prompt,
+            "continue_final_message": body.continue_final_message, "chat_template_kwargs": body.chat_template_kwargs}
+        if body.chat_template is not None:
+            if not self.options.trust_request_chat_template:
+                raise RequestError("chat_template is a program, and this server runs none from requests; it would have "
+                                   "to be started with --trust-request-chat-template", "chat_template")
+            if body.reasoning_effort is not None:
+                raise RequestError("reasoning_effort cannot go with chat_template; use chat_template_kwargs",
+                                   "reasoning_effort")
+            return await self.request_templates.render(body.chat_template, messages, options)
+        template = require_chat_template(self.chat_template)
+        if body.reasoning_effort is not None:
+            options["chat_template_kwargs"] = {**_effort(template, body.reasoning_effort, tools),
+                                               **(body.chat_template_kwargs or {})}
+        return await self.llm.render_chat(messages, chat_template=template, **options)
+
+    async def prepare(self, prompts: Sequence[Prompt], params: SamplingParams, *,
+                      add_special_tokens: bool) -> list[PreparedRequest]:
+        """Prompts and parameters checked against the model and this server's options. Raises RequestError."""
+        for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
+            if value is not None and value > self.options.max_logprobs:
+                raise RequestError(f"{name} must be at most {self.options.max_logprobs} on this server, got {value}",
+                                   name)
+        check_copies(params, len(prompts) * params.n)
+        return await self.llm.prepare(prompts, params, clip_max_tokens=False, add_special_tokens=add_special_tokens)
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids, however many fit. Raises RequestError for a text that is too long even to count."""
+        limit = max(MAX_COUNTED_CHARS, CHARS_PER_TOKEN * self.llm.info.max_model_len)
+        if len(text) > limit:
+            raise RequestError(f"prompt has {len(text)} characters; at most {limit} are tokenized", "prompt")
+        if len(text) > LONG_TEXT:
+            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
+        return self.tokenizer.encode(text, add_special_tokens)
+
+
+def _effort(template: ChatTemplate, effort: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """The template's own switch for reasoning_effort. Raises RequestError when it has none."""
+    if template.reads("reasoning_effort", tools):
+        return {"reasoning_effort": effort}
+    if template.reads("enable_thinking", tools):
+        return {"enable_thinking": effort != "none"}
+    raise RequestError("reasoning_effort: the chat template of this model has no switch for it", "reasoning_effort")
 
 
 @dataclass(slots=True)
@@ -76,8 +159,10 @@ class Envelope:
     model: str
 
     @classmethod
-    def new(cls, prefix: str, object_name: str, model: str) -> Envelope:
-        return cls(f"{prefix}-{uuid.uuid4().hex}", object_name, int(time.time()), model)
+    def new(cls, prefix: str, object_name: str, model: str, request: Request, request_id: str | None) -> Envelope:
+        """The id ends in the client's name for its request, where it gave one (X-Request-Id, or the field)."""
+        own = client_request_id(request.scope) or request_id or uuid.uuid4().hex
+        return cls(f"{prefix}-{own}", object_name, int(time.time()), model)
 
     def body(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {"id": self.id, "object": self.object, "created": self.created, "model": self.model, "choices": choices,

@@ -11,30 +11,42 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mini_infer.protocol import RequestError, SamplingParams
+from mini_infer.protocol import MAX_LOGPROBS, RequestError, SamplingParams, StructuredOutputs
+from mini_infer.server.limits import MAX_ID_CHARS, MAX_TIMEOUT, check_entries, check_strings
 
 # Fields of OpenAI or vLLM that are not served, and why: a better answer than "unknown field".
 UNSUPPORTED: dict[str, str] = {
     "audio": "this server speaks text only",
-    "best_of": "use n",
     "cache_control": "prefix caching is automatic",
     "function_call": "deprecated by OpenAI; use tools",
+    "echo": "plain completions have it",
     "functions": "deprecated by OpenAI; use tools",
-    "guided_choice": "structured output is not available yet",
-    "guided_grammar": "structured output is not available yet",
-    "guided_json": "structured output is not available yet",
-    "guided_regex": "structured output is not available yet",
+    "guided_choice": "use structured_outputs: {\"choice\": …}",
+    "guided_grammar": "use structured_outputs: {\"grammar\": …}",
+    "guided_json": "use structured_outputs: {\"json\": …}",
+    "guided_regex": "use structured_outputs: {\"regex\": …}",
+    "kv_transfer_params": "this server moves no KV cache to others",
     "length_penalty": "there is no beam search",
+    "logits_processors": "code in requests is not run",
+    "logprob_token_ids": "use top_logprobs or logprobs",
+    "media_io_kwargs": "this server speaks text only",
+    "mm_processor_kwargs": "this server speaks text only",
+    "moderation": "this server moderates nothing",
     "prediction": "predicted outputs are not available",
-    "reasoning_effort": "use chat_template_kwargs where the model's template has such a switch",
-    "return_token_ids": "not available yet",
-    "structured_outputs": "structured output is not available yet",
-    "suffix": "infilling is not available",
-    "use_beam_search": "there is no beam search",
+    "prompt_embeds": "prompts are text or token ids",
+    "return_tokens_as_token_ids": "use return_token_ids",
+    "thinking": "use chat_template_kwargs where the model's template has such a switch",
+    "thinking_token_budget": "not available",
+    "truncate_prompt_tokens": "a prompt is never cut; shorten it",
     "verbosity": "not available",
+    "vllm_xargs": "there are no custom extensions",
     "web_search_options": "this server does not search the web",
-    "chat_template": "templates in requests are not accepted; the model's own is used",
 }
+
+
+# A list that ends its validation at the first wrong entry: the error names that one anyway.
+Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 
 class RequestModel(BaseModel):
@@ -45,10 +57,19 @@ class RequestModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def null_is_absent(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or None not in data.values():
+        if not isinstance(data, dict):
+            return data
+        check_entries(data)
+        if None not in data.values():
             return data
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {name: value for name, value in data.items() if value is not None or name not in optional}
+
+
+def same_max_tokens(old: int | None, new: int | None) -> None:
+    """Raises RequestError when the two names of one thing say different things."""
+    if old is not None and new is not None and old != new:
+        raise RequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
 
 
 class StreamOptions(RequestModel):
@@ -56,8 +77,46 @@ class StreamOptions(RequestModel):
     continuous_usage_stats: bool = False
 
 
-class TextFormat(RequestModel):
-    type: Literal["text"]
+class JsonSchema(RequestModel):
+    name: str | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool = False  # true: a keyword that cannot be enforced is refused; else it is passed over
+
+
+class ResponseFormat(RequestModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def schema_where_it_belongs(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise RequestError("response_format.json_schema is for the type json_schema, which needs it",
+                               "response_format.json_schema")
+        return self
+
+    def structured(self) -> StructuredOutputs | None:
+        if self.type == "json_object":
+            return StructuredOutputs(json_object=True, source="response_format")
+        if self.json_schema is None:
+            return None
+        return StructuredOutputs(json=self.json_schema.schema_, lenient=not self.json_schema.strict,
+                                 source="response_format.json_schema")
+
+
+class StructuredOutputsFields(RequestModel):
+    """vLLM's: exactly one of the first five."""
+
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Texts | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    disable_any_whitespace: bool = False
+
+    def structured(self) -> StructuredOutputs:
+        return StructuredOutputs(json=self.json_, regex=self.regex, choice=self.choice, grammar=self.grammar,
+                                 json_object=self.json_object, disable_any_whitespace=self.disable_any_whitespace)
 
 
 class GenerationRequest(RequestModel):
@@ -70,39 +129,48 @@ class GenerationRequest(RequestModel):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Texts | None = None
     logit_bias: dict[str, float] | None = None
     max_tokens: int | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    response_format: TextFormat | None = None
+    response_format: ResponseFormat | None = None
     # vLLM's
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     min_tokens: int = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: Texts | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputsFields | None = None
+    return_token_ids: bool = False
+    use_beam_search: Literal[False] = False
     add_special_tokens: bool | None = None  # to the prompt; None: for plain text yes, for a rendered template no
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     cache_salt: Annotated[str, Field(max_length=1024)] = ""
+    timeout: Annotated[float, Field(gt=0, le=MAX_TIMEOUT)] | None = None  # seconds; ours
+    request_id: Annotated[str, Field(min_length=1, max_length=MAX_ID_CHARS)] | None = None  # may repeat
     # Without an effect on the answer, by their meaning.
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] = False
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: Literal["in-memory", "in_memory", "24h"] | None = None
+    spaces_between_special_tokens: Literal[True] = True
     service_tier: Literal["auto", "default"] | None = None
 
     @model_validator(mode="after")
     def stream_options_need_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options may be set only when stream is true", "stream_options")
+        check_strings("stop", self.stop)
+        check_strings("bad_words", self.bad_words)
         return self
 
     def sampling_params(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
@@ -114,8 +182,18 @@ class GenerationRequest(RequestModel):
             allowed_token_ids=self.allowed_token_ids, bad_words=self.bad_words, seed=self.seed, max_tokens=max_tokens,
             min_tokens=self.min_tokens, stop=self.stop, stop_token_ids=self.stop_token_ids, ignore_eos=self.ignore_eos,
             include_stop_str_in_output=self.include_stop_str_in_output, skip_special_tokens=self.skip_special_tokens,
-            logprobs=logprobs, prompt_logprobs=self.prompt_logprobs,
+            logprobs=logprobs, prompt_logprobs=self.prompt_logprobs, structured_outputs=self.structured(),
         )
+
+    def structured(self) -> StructuredOutputs | None:
+        """What the text must look like, by either of its names. Raises RequestError when both are given."""
+        asked = None if self.response_format is None else self.response_format.structured()
+        if self.structured_outputs is None:
+            return asked
+        if asked is not None:
+            raise RequestError("response_format and structured_outputs say the same thing; give one of them",
+                               "structured_outputs")
+        return self.structured_outputs.structured()
 
     def _logit_bias(self) -> dict[int, float] | None:
         if self.logit_bias is None:
@@ -127,14 +205,32 @@ class GenerationRequest(RequestModel):
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: int | None = 16
+    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
+    max_tokens: int | None = None  # 16
+    max_completion_tokens: int | None = None  # the same; load generators send it here too
     logprobs: int | None = None
     echo: bool = False
+    best_of: int | None = None  # only what n says anyway
+    suffix: Literal[""] | None = None
+
+    @model_validator(mode="after")
+    def one_number_of_tokens_and_choices(self) -> CompletionRequest:
+        same_max_tokens(self.max_tokens, self.max_completion_tokens)
+        if self.best_of is not None and self.best_of != self.n:
+            raise RequestError(f"best_of must be n ({self.n}): completions are not ranked, got {self.best_of}",
+                               "best_of")
+        return self
+
+    @property
+    def prompt_only(self) -> bool:
+        """Whether nothing but the prompt is wanted back (OpenAI's max_tokens: 0 with echo)."""
+        return self.echo and self.max_tokens == 0
 
     def params(self) -> SamplingParams:
         """With `echo`, log-probabilities are wanted of the prompt as well. Raises RequestError."""
-        params = self.sampling_params(self.max_tokens, self.logprobs)
+        given = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+        max_tokens = 1 if self.prompt_only else 16 if given is None else given
+        params = self.sampling_params(max_tokens, self.logprobs)
         if self.echo and self.logprobs is not None and self.n > 1:
             raise RequestError("echo with logprobs needs n=1: the prompt has one set of log-probabilities", "n")
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
@@ -162,15 +258,22 @@ class ChatMessage(RequestModel):
     """One turn. What `name`, `reasoning_content` and the tool fields do is for the model's template to say."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # the same, by its newer name
+    # In messages that clients send back as they got them, or that a harness makes; without an effect.
+    type: Annotated[Literal["text"] | None, Field(exclude=True)] = None
+    annotations: Annotated[list[Any] | None, Field(exclude=True)] = None
+    audio: None = None
+    function_call: None = None
 
     @model_validator(mode="after")
     def has_something_to_say(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and self.tool_calls):
+        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
             raise RequestError(f"a {self.role} message needs content", "messages")
         return self
 
@@ -184,7 +287,7 @@ class FunctionDefinition(RequestModel):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None  # strict arguments need structured output
+    strict: bool | None = None  # true: arguments follow the schema, all of it, wherever this is called
 
 
 class Tool(RequestModel):
@@ -192,36 +295,57 @@ class Tool(RequestModel):
     function: FunctionDefinition
 
 
-class ChatCompletionRequest(GenerationRequest):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_completion_tokens: int | None = None
-    logprobs: bool = False
-    top_logprobs: int | None = None
-    modalities: list[Literal["text"]] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: Literal[True] = True
-    # vLLM's
+class FunctionName(RequestModel):
+    name: str
+
+
+class NamedToolChoice(RequestModel):
+    type: Literal["function"]
+    function: FunctionName
+
+
+class Conversation(RequestModel):
+    """What goes through the chat template, in every route that has one."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
-    documents: list[dict[str, Any]] | None = None
+    documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
+    chat_template: str | None = None  # a stranger's program; served with --trust-request-chat-template only
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+
+    @model_validator(mode="after")
+    def one_end_of_the_prompt(self) -> Conversation:
+        if self.add_generation_prompt and self.continue_final_message:
+            raise RequestError("continue_final_message needs add_generation_prompt: false", "continue_final_message")
+        return self
+
+
+class ChatCompletionRequest(GenerationRequest, Conversation):
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    modalities: list[Literal["text"]] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def fields_that_depend_on_each_other(self) -> ChatCompletionRequest:
-        if self.max_tokens is not None and self.max_completion_tokens is not None \
-                and self.max_tokens != self.max_completion_tokens:
-            raise RequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+        same_max_tokens(self.max_tokens, self.max_completion_tokens)
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
-        if self.add_generation_prompt and self.continue_final_message:
-            raise RequestError("continue_final_message needs add_generation_prompt: false", "continue_final_message")
         if self.tool_choice is not None and not self.tools:
             raise RequestError("tool_choice needs tools", "tool_choice")
+        if isinstance(self.tool_choice, NamedToolChoice) \
+                and self.tool_choice.function.name not in [tool.function.name for tool in self.tools or ()]:
+            raise RequestError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools",
+                               "tool_choice")
         return self
 
     def template_tools(self) -> list[dict[str, Any]] | None:
         """The tools as the template shows them to the model; none when it is not to call any."""
         if not self.tools or self.tool_choice == "none":
             return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return [tool.model_dump(exclude={"function": {"strict"}}, exclude_none=True) for tool in self.tools]

@@ -1,21 +1,22 @@
 """Chat templates: a list of messages becomes the text a model was trained on.
 
 A template is a Jinja program that came with a model, so it is treated as a stranger's code: it runs in Jinja's
-immutable sandbox, sees only plain JSON values, and has a budget of loop steps and output. The environment (trimmed
-blocks, loop controls, `raise_exception`, `strftime_now`, an unescaped `tojson`, the `generation` tag) is the one that
-templates on the Hugging Face hub are written for.
+immutable sandbox, sees only plain JSON values, and has a budget of loop steps, output and time. The environment
+(trimmed blocks, loop controls, `raise_exception`, `strftime_now`, an unescaped `tojson`, the `generation` tag) is the
+one that templates on the Hugging Face hub are written for.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from jinja2 import TemplateError, nodes, pass_context
+from jinja2 import TemplateError, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -30,6 +31,7 @@ from mini_infer.text.tokenizer import Tokenizer, read_tokenizer_config
 MAX_OUTPUT_CHARS = 16_000_000
 MAX_LOOP_STEPS = 1_000_000
 MAX_REPEAT = 1_000_000  # of anything a template multiplies
+MAX_SECONDS = 5.0
 _BUDGET = "budget of this rendering"  # no identifier, so no template can name it
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
@@ -47,9 +49,11 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens or {})
         environment = _Environment()
         self._templates = {}
+        self._variables: dict[str, set[str]] = {}
         for name, text in sources.items():
             try:
                 self._templates[name] = environment.from_string(text)
+                self._variables[name] = meta.find_undeclared_variables(environment.parse(text))
             except (TemplateSyntaxError, RecursionError) as error:
                 raise ConfigError(f"{origin}: the template {name!r} does not compile: {error}") from None
         self._wants_parts = {name: self._probe(name) for name in sources}
@@ -111,6 +115,10 @@ class ChatTemplate:
         text = self._run(name, variables)
         return text if mark is None else _cut_at_mark(text, mark)
 
+    def reads(self, variable: str, tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+        """Whether the template that `render` would use with these tools looks at a variable of the caller's."""
+        return variable in self._variables[self._choose(None, tools)]
+
     def _choose(self, template: str | None, tools: Sequence[Mapping[str, Any]] | None) -> str:
         if template is None:
             template = "tool_use" if tools and "tool_use" in self._templates else "default"
@@ -160,16 +168,24 @@ class _Budget:
 
     loop_steps: int = MAX_LOOP_STEPS
     output_chars: int = MAX_OUTPUT_CHARS
+    deadline: float = field(default_factory=lambda: time.monotonic() + MAX_SECONDS)
 
     def spend_steps(self, count: int) -> None:
         self.loop_steps -= count
         if self.loop_steps < 0:
             raise RequestError(f"messages: the chat template takes over {MAX_LOOP_STEPS} loop steps", "messages")
+        if self.loop_steps % 256 == 0:
+            self._check_time()
 
     def spend_output(self, chars: int) -> None:
         self.output_chars -= chars
         if self.output_chars < 0:
             raise RequestError(f"messages: the chat template writes over {MAX_OUTPUT_CHARS} characters", "messages")
+        self._check_time()
+
+    def _check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise RequestError(f"messages: the chat template takes over {MAX_SECONDS} s", "messages")
 
 
 class _GenerationTag(Extension):

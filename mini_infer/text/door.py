@@ -18,6 +18,7 @@ from mini_infer.protocol import (
     check_token_ids,
     prompt_too_long,
 )
+from mini_infer.text.grammar import GrammarCompiler
 from mini_infer.text.tokenizer import Tokenizer
 
 _CHARS_PER_TOKEN = 8  # more than ordinary text has
@@ -41,6 +42,7 @@ class Door:
     tokenizer: Tokenizer | None
     vocab_size: int  # the width of the model's logits
     max_model_len: int  # tokens of prompt and output together
+    grammars: GrammarCompiler | None = None  # None: structured output is refused
 
     def prepare(self, prompt: Prompt, params: SamplingParams, *, clip_max_tokens: bool = True,
                 add_special_tokens: bool = True) -> PreparedRequest:
@@ -70,6 +72,11 @@ class Door:
         """The parameters with max_tokens set and bad_words as token ids, for a prompt that fits."""
         if params.stop and self.tokenizer is None:
             raise RequestError("stop needs a tokenizer, and this engine runs without one; use stop_token_ids", "stop")
+        if params.structured_outputs is not None:
+            if self.grammars is None or self.tokenizer is None:
+                field = params.structured_outputs.source
+                raise RequestError(f"{field} needs a tokenizer, and this engine runs without one", field)
+            self.grammars.check(params.structured_outputs)
         room = self.max_model_len - prompt_len
         changes: dict[str, Any] = {}
         if params.max_tokens is None or params.max_tokens > room:

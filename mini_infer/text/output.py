@@ -138,7 +138,7 @@ class SequenceOutput:
     )
 
     def __init__(self, tokenizer: Tokenizer | None, prompt_token_ids: Sequence[int], params: SamplingParams,
-                 index: int, stream: bool):
+                 index: int, stream: bool, stops: StopAutomaton | None = None):
         self._index = index
         self._params = params
         self._tokenizer = tokenizer
@@ -147,10 +147,10 @@ class SequenceOutput:
         if tokenizer is not None and params.detokenize:
             self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens, prompt_token_ids)
         self._stop: StopChecker | None = None
-        if params.stop_strings:
+        if stops is not None:
             if self._detokenizer is None:
                 raise RequestError("stop needs a tokenizer and detokenize=True", "stop")
-            self._stop = StopChecker(StopAutomaton(params.stop_strings), params.include_stop_str_in_output)
+            self._stop = StopChecker(stops, params.include_stop_str_in_output)
         self._num_tokens = 0
         self._token_ids: list[int] = []
         self._undecoded: list[int] = []
@@ -242,6 +242,7 @@ class OutputProcessor:
     def __init__(self, tokenizer: Tokenizer | None):
         self._tokenizer = tokenizer
         self._sequences: dict[int, SequenceOutput] = {}
+        self._last_stops: tuple[list[str], StopAutomaton | None] = ([], None)
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -253,7 +254,11 @@ class OutputProcessor:
         stream=False: one delta, at the end, and less work on the way. Raises RequestError("stop") when there are stop
         strings but no text to look for them in.
         """
-        self._sequences[request_id] = SequenceOutput(self._tokenizer, prompt_token_ids, params, index, stream)
+        stop_strings = params.stop_strings
+        if stop_strings != self._last_stops[0]:  # the completions of a request come one after the other, and share it
+            self._last_stops = (stop_strings, StopAutomaton(stop_strings) if stop_strings else None)
+        self._sequences[request_id] = SequenceOutput(self._tokenizer, prompt_token_ids, params, index, stream,
+                                                     self._last_stops[1])
 
     def discard(self, request_id: int) -> None:
         """Forget a sequence whose client has gone; outputs still on their way are ignored."""

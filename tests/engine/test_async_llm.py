@@ -21,11 +21,12 @@ from mini_infer.engine.async_llm import AsyncLLM
 from mini_infer.engine.client import EngineDeadError
 from mini_infer.engine.ipc import FrameDecoder, ProtocolError, encode
 from mini_infer.engine.sim import SimConfig
-from mini_infer.engine.streams import OutputStream
+from mini_infer.engine.streams import DeadlineError, OutputStream, QueueFullError
 from mini_infer.protocol import (
     AbortRequest,
     AddRequest,
     EngineStats,
+    Launching,
     RequestError,
     RequestRefused,
     SamplingParams,
@@ -33,7 +34,7 @@ from mini_infer.protocol import (
     TokenLogprobs,
     TokensOut,
 )
-from mini_infer.text.output import CompletionDelta
+from mini_infer.text.output import CompletionDelta, Logprob
 from tests.server.model_dir import SEVEN_B, SMALL, write_model_dir
 
 REPO = Path(__file__).parents[2]
@@ -117,6 +118,14 @@ class TestGenerate:
             stats = llm.stats()
             assert (stats.requests_finished, stats.used_blocks, stats.running, stats.waiting) == (64, 0, 0, 0)
 
+    async def test_a_pool_for_two_serves_sixteen(self, small: Path) -> None:
+        async with dry(small, num_kv_blocks=16, block_size=32, max_model_len=256) as llm:
+            params = SamplingParams(max_tokens=190, ignore_eos=True)
+            outs = await asyncio.gather(*[collect(llm, [10 + i] * 60, params) for i in range(16)])
+            assert [sum(len(piece.token_ids) for piece in pieces) for pieces in outs] == [190] * 16
+            stats = llm.stats()
+            assert stats.preemptions > 0 and stats.free_blocks + stats.cached_blocks == stats.total_blocks == 16
+
     async def test_stop_string_ends_the_request_in_the_engine(self, small: Path) -> None:
         async with dry(small) as llm:
             [whole] = await collect(llm, "hello", SamplingParams(max_tokens=400, seed=3), stream=False)
@@ -152,6 +161,35 @@ class TestAborts:
             await eventually(lambda: llm.stats().used_blocks == 0)
             assert llm.stats().requests_aborted == 4
 
+    @pytest.mark.parametrize("when", ["queued", "prefill", "decode"])
+    @pytest.mark.parametrize("n", [1, 4])
+    async def test_within_a_step(self, slow: Path, when: str, n: int) -> None:
+        """The first message of the engine after it has heard of the abort says that the blocks are free."""
+        async with dry(slow, "L4", max_num_seqs=4, max_num_batched_tokens=32) as llm:
+            [four] = await llm.prepare([[6] * 3], SamplingParams(max_tokens=100, n=4))
+            others = llm.submit([four]) if when == "queued" else None
+            if others is not None:
+                await eventually(lambda: llm.stats().running == 4 and llm.stats().generated_tokens >= 4)
+            held = llm.stats().used_blocks
+            [asked] = await llm.prepare([[7] * 300 if when == "prefill" else [7] * 3],
+                                        SamplingParams(max_tokens=100, n=n))
+            output = llm.submit([asked])
+            if when == "queued":
+                await eventually(lambda: llm.stats().waiting == n)
+            elif when == "prefill":
+                await eventually(lambda: llm.stats().used_blocks > 0)
+                assert llm.stats().generated_tokens == 0
+            else:
+                await anext(output)
+            steps = llm.stats().steps
+            output.close()
+            await eventually(lambda: llm.stats().requests_aborted == n)
+            stats = llm.stats()
+            assert (stats.waiting, stats.used_blocks) == (0, held)
+            assert stats.steps - steps <= 3  # the one that runs, the one planned on top of it, and the next plan
+            if others is not None:
+                others.close()
+
     async def test_a_cancelled_task_frees_what_is_still_queued(self, slow: Path) -> None:
         async with dry(slow, "L4", max_num_seqs=1) as llm:
             tasks = [asyncio.ensure_future(collect(llm, "hello", SamplingParams(max_tokens=400))) for _ in range(3)]
@@ -173,7 +211,63 @@ class TestAborts:
             assert len(await collect(llm, "hello", SamplingParams(max_tokens=1), request_id="mine")) == 1
 
 
+class TestLimits:
+    async def test_as_many_wait_as_may(self, slow: Path) -> None:
+        async with AsyncLLM(EngineConfig(model=str(slow), max_num_seqs=2), SimConfig("L4"), max_queue=3) as llm:
+            [request] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=50))
+            outputs = [llm.submit([request]) for _ in range(5)]  # before the engine has said anything
+            with pytest.raises(QueueFullError, match="queue of 3"):
+                llm.submit([request])
+            await eventually(lambda: (llm.stats().running, llm.stats().waiting) == (2, 3))
+            with pytest.raises(QueueFullError):
+                llm.submit([request])
+            outputs.pop().close()
+            outputs.append(llm.submit([request]))
+            for output in outputs:
+                output.close()
+            await eventually(lambda: llm.stats().running == llm.stats().waiting == 0)
+
+    async def test_no_queue_at_all(self, slow: Path) -> None:
+        async with AsyncLLM(EngineConfig(model=str(slow), max_num_seqs=2), SimConfig("L4"), max_queue=0) as llm:
+            [request] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=50))
+            outputs = [llm.submit([request]) for _ in range(2)]
+            with pytest.raises(QueueFullError):
+                llm.submit([request])
+            for output in outputs:
+                output.close()
+
+    async def test_a_deadline_frees_the_blocks(self, slow: Path) -> None:
+        async with dry(slow, "L4") as llm:
+            [request] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=400, n=2))
+            output = llm.submit([request], timeout=0.3)
+            with pytest.raises(DeadlineError, match=r"0\.3 s"):
+                async for _ in output:
+                    pass
+            output.close()
+            await eventually(lambda: llm.stats().used_blocks == 0 and llm.stats().requests_aborted == 2)
+
+    async def test_a_deadline_that_is_met_leaves_nothing(self, small: Path) -> None:
+        async with dry(small) as llm:
+            [request] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=4))
+            output = llm.submit([request], timeout=30)
+            assert sum([len(delta.token_ids) async for deltas in output for delta in deltas]) == 4
+            assert output.deadline is None
+            output.close()
+
+
 class TestDeaths:
+    async def test_started_again(self, small: Path) -> None:
+        async with dry(small) as llm:
+            first = llm.engine_pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            await llm.lost.wait()
+            with pytest.raises(EngineDeadError):
+                await collect(llm, "hello", SamplingParams())
+            await llm.restart()
+            assert llm.error is None and not llm.lost.is_set() and llm.engine_pid != first
+            assert (await collect(llm, "hello", SamplingParams(max_tokens=3)))[-1].finish_reason == "length"
+
     async def test_streams_end_with_an_error_when_the_engine_is_killed(self, slow: Path) -> None:
         async with dry(slow, "L4") as llm:
             tasks = [asyncio.ensure_future(collect(llm, "hello", SamplingParams(max_tokens=400))) for _ in range(4)]
@@ -240,6 +334,15 @@ class TestStream:
         assert first.text == " ".join(map(str, range(1000))) + " end" and len(first.token_ids) == 1001
         assert (first.finish_reason, second.finish_reason) == ("length", "stop")
 
+    async def test_log_probabilities_stay_with_their_tokens(self) -> None:
+        stream = OutputStream(1, lambda stream: None)
+        stream.request_ids = [10]
+        for i in range(50):
+            stream.put(10, CompletionDelta(0, "x", [i], [{i: Logprob(-0.5, 1, "x")}]))
+        stream.put(10, CompletionDelta(0, "", [], None, finish_reason="abort"))
+        [[delta]] = [deltas async for deltas in stream]
+        assert delta.token_ids == list(range(50)) == [next(iter(position)) for position in delta.logprobs or ()]
+
     async def test_an_error_comes_after_what_was_there(self) -> None:
         stream = OutputStream(1, lambda stream: None)
         stream.put(1, CompletionDelta(0, "a", [1]))
@@ -255,6 +358,7 @@ MESSAGES = [
     StepOutputs([TokensOut(1, [2], "stop", 5, [TokenLogprobs([2, 3], [-0.5, -1.0], 1)]), TokensOut(2, [], error="no")],
                 EngineStats(total_blocks=4)),
     RequestRefused(1, "why", "prompt"),
+    Launching(1.5),
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mini_infer import LLM, ConfigError, EngineConfig, LLMEngine, RequestError, SamplingParams
-from mini_infer.terminal import LocalModel
+from mini_infer.terminal.models import LocalModel
 from mini_infer.text.output import CompletionDelta, RequestAssembler
 from tests.tiny import VOCAB_SIZE, write_chat_model, write_checkpoint
 
@@ -144,8 +144,9 @@ class TestChat:
             (whole,) = chat_llm.chat(self.MESSAGES, self.GREEDY, use_tqdm=False, **options)
             assert "".join(chat_llm.stream_chat(self.MESSAGES, self.GREEDY, **options)) == whole.text != ""
         (whole,) = chat_llm.chat(self.MESSAGES, temperature=0, max_tokens=12, use_tqdm=False)
-        terminal = LocalModel(EngineConfig(model=str(chat_model), device="cpu", num_kv_blocks=64), self.GREEDY)
-        assert "".join(terminal.answer(list(self.MESSAGES))) == whole.text
+        terminal = LocalModel(EngineConfig(model=str(chat_model), device="cpu", num_kv_blocks=64))
+        pieces = terminal.answer(self.MESSAGES, {"temperature": 0, "max_tokens": 12})
+        assert "".join(piece.text for piece in pieces) == whole.text
 
     def test_closing_the_stream_ends_the_request(self, chat_llm: LLM) -> None:
         stream = chat_llm.stream_chat(self.MESSAGES, max_tokens=None)
@@ -251,7 +252,7 @@ def test_max_model_len_follows_the_pool_when_it_is_not_asked_for(checkpoint: Pat
     assert [len(o.token_ids) for o in out] == [10, 10, 10]
 
 
-def test_a_fault_in_one_step_fails_its_requests_and_the_engine_goes_on(checkpoint: Path, monkeypatch) -> None:
+def test_a_fault_in_one_step_fails_its_requests_and_the_engine_goes_on(checkpoint: Path, monkeypatch, capsys) -> None:
     llm = make(checkpoint, pipeline_depth=2)
     model = llm._loop._executor._runner._model  # type: ignore[attr-defined]
     forward = type(model).forward
@@ -265,7 +266,8 @@ def test_a_fault_in_one_step_fails_its_requests_and_the_engine_goes_on(checkpoin
     monkeypatch.setattr(type(model), "forward", faulty)
     out = llm.generate([1, 2], GREEDY, use_tqdm=False)[0]
     assert out.finish_reason == "error"
-    assert "a cosmic ray" in (out.outputs[0].error or "")
+    assert "failed in a step" in (out.outputs[0].error or "")
+    assert "a cosmic ray" in capsys.readouterr().err
     assert idle(llm)
     assert llm.generate([1, 2], GREEDY, use_tqdm=False)[0].finish_reason == "length"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mini_infer.ops import attention, attention_split
+from mini_infer.ops import attention, attention_ragged, attention_split
 
 DECODE = [(1, 0), (1, 4), (1, 15), (1, 16), (1, 39)]
 CHUNKS = [(3, 0), (17, 0), (5, 30), (2, 14)]
@@ -123,10 +123,32 @@ def test_triton_finds_each_tile_of_a_sequence(paged_case, assert_close, device):
     assert_close(*run(case, attention._paged_attention_triton, None))
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("window", [None, 1, 64, 100, 150])
+@pytest.mark.parametrize("block_size", [16, 64, 128])
+def test_triton_masks_only_the_edges(paged_case, assert_close, device, monkeypatch, block_size, window, large):
+    """Chunks whose keys span several tiles, which begin and end at and around the edges of a tile and of a page."""
+    monkeypatch.setattr(attention_ragged, "LARGE_WORK", 0 if large else 1 << 30)
+    sequences = [(1, 191), (40, 0), (30, 98), (5, 187), (64, 64), (2, 62), (1, 127), (70, 60)]
+    case = paged_case(sequences, heads=(3, 1), block_size=block_size, device=device, dtype=torch.float16)
+    assert_close(*run(case, attention._paged_attention_triton, window))
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("num_decodes", [0, 1, 3])
+def test_triton_splits_long_decodes_beside_chunks(paged_case, assert_close, device, num_decodes, window):
+    sequences = [(1, 20), (1, 0), (1, 140), (5, 30), (1, 3), (17, 0)]
+    case = paged_case(sequences, device=device, max_seq_len=attention.LONG_CONTEXT + 1, padding=2)
+    case = replace(case, batch=replace(case.batch, num_decodes=num_decodes))
+    assert_close(*run(case, attention._paged_attention_triton, window))
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
 @pytest.mark.parametrize("window", [None, 700])
 @pytest.mark.parametrize("heads", [(32, 8), (28, 4), (16, 16), (7, 1)])
-def test_gpu_large(paged_case, assert_close, dtype, heads, window):
+def test_gpu_large(paged_case, assert_close, monkeypatch, dtype, heads, window, large):
+    monkeypatch.setattr(attention_ragged, "LARGE_WORK", 0 if large else 1 << 30)
     for sequences in ([(1, 4000), (1, 1), (700, 300), (130, 0), (4, 999)], [(1, 3000), (1, 17), (1, 2048), (1, 0)]):
         case = paged_case(sequences, heads=heads, head_dim=128, block_size=64, dtype=dtype, device="cuda")
         assert_close(*run(case, attention._paged_attention_triton, window))
@@ -146,10 +168,12 @@ def test_gpu_offsets_beyond_31_bits(paged_case, assert_close, n):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("sequences", [DECODE, MIXED], ids=["decode", "mixed"])
-def test_gpu_graph_replays(paged_case, assert_close, sequences):
+@pytest.mark.parametrize("block_size", [16, 64])
+@pytest.mark.parametrize("sequences", [DECODE, MIXED, [(200, 100), (1, 130)]], ids=["decode", "mixed", "chunk"])
+def test_gpu_graph_replays(paged_case, assert_close, sequences, block_size):
     """Captured once, replayed on other queries: nothing in a launch depends on the device's contents."""
-    case = paged_case(sequences, device="cuda", dtype=torch.bfloat16, max_seq_len=2048, padding=2)
+    case = paged_case(sequences, block_size=block_size, device="cuda", dtype=torch.bfloat16, max_seq_len=2048,
+                      padding=2)
     attention.paged_attention(case.q, case.k_cache, case.v_cache, case.batch, case.scale, None)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

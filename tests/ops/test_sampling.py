@@ -223,7 +223,7 @@ def test_kernels_compile_for_a_gpu() -> None:
                 flags = {"RANDOM": random, "FILTERED": filtered, "CHUNK": 1024}
                 flags.update({} if filtered else {"thresholds_ptr": None})
                 flags.update({} if random else {"chunk_sum_ptr": None})
-                check(sampling._chunk_kernel, dtype, **flags)
+                check(sampling._chunk_kernel, dtype, **flags, CHUNKS=4)
                 check(sampling._choose_kernel, dtype, **flags, CHUNKS=256)
             check(sampling._threshold_kernel, dtype, 16, SPARE_BITS=spare_bits, BLOCK=8192)
             check(logprobs._normalize_and_rank_kernel, dtype, CHUNK=4096)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops.skinny import Epilogue, skinny_matmul
+from mini_infer.ops.epilogue import Epilogue
+from mini_infer.ops.skinny import skinny_matmul
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()

@@ -29,7 +29,7 @@ class Running:
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.log.append(line)
-            if match := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+            if match := re.search(r"https?://127\.0\.0\.1:(\d+)", line):
                 self.port = int(match[1])
                 break
         self.ready_seconds = time.monotonic() - start

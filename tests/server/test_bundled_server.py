@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 import pytest
+from anthropic import Anthropic
 from openai import OpenAI
 
 from tests.server.running import Running
@@ -103,3 +104,28 @@ def test_what_shapes_logits_is_honoured(client: OpenAI) -> None:
     assert plain.startswith(" time")
     assert not text(bad_words=[" time"]).startswith(" time")
     assert text(allowed_token_ids=[11]) == text(logit_bias={"11": 100})
+
+
+def test_anthropic_s_tools(bundled: Running) -> None:
+    client = Anthropic(base_url=bundled.url, api_key="none", max_retries=0, _strict_response_validation=True)
+    schema = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
+              "required": ["city"], "additionalProperties": False}
+    question = {"role": "user", "content": "What is the weather in Oslo?"}
+    options = {"model": MODEL, "max_tokens": 100, "tools": [{"name": "weather", "input_schema": schema}],
+               "extra_body": {"temperature": 0}}
+    called = {**options, "messages": [question], "tool_choice": {"type": "tool", "name": "weather"}}
+    answer = client.messages.create(**called)
+    assert answer.stop_reason == "tool_use"
+    [call] = [block for block in answer.content if block.type == "tool_use"]
+    assert call.name == "weather" and call.input["city"] in ("Oslo", "Rome")
+    with client.messages.stream(**called) as stream:
+        kinds = [event.type for event in stream]
+        [streamed] = [block for block in stream.get_final_message().content if block.type == "tool_use"]
+    assert (streamed.name, streamed.input) == (call.name, call.input)
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") and "input_json" in kinds
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call.id, "content": "rain"}]}
+    with_result = [question, {"role": "assistant", "content": answer.content}, result]
+    assert client.messages.create(**options, messages=with_result).content
+    without = client.messages.count_tokens(model=MODEL, messages=[question]).input_tokens
+    assert client.messages.count_tokens(model=MODEL, messages=with_result,
+                                        tools=options["tools"]).input_tokens > without

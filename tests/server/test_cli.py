@@ -18,7 +18,6 @@ import pytest
 
 from mini_infer.cli import ENGINE_FLAGS, engine_config, main, make_parser, size
 from mini_infer.config import ConfigError, EngineConfig
-from mini_infer.terminal import RemoteModel, chat
 from tests.server.running import REPO, Running
 from tests.tiny import write_chat_model
 
@@ -124,7 +123,7 @@ class TestServe:
             assert server.post("/v1/completions", {"prompt": "a", "max_tokens": 3})[0] == 200
         assert all(line.startswith("mini-infer") for line in server.log), server.log
         phases = [re.fullmatch(r"mini-infer engine: (.*): \d+\.\d\d s\n", line) for line in server.log]
-        assert [match[1] for match in phases if match] == ["imports", "config", "weights", "warm-up", "kv pool"]
+        assert [match[1] for match in phases if match] == ["imports", "config", "weights", "kv pool"]
         assert sum("ready in" in line for line in server.log) == 1
 
     def test_port_in_use_is_said_before_anything_loads(self) -> None:
@@ -161,39 +160,3 @@ class TestServe:
                 assert time.monotonic() - start < 4
             with pytest.raises(ProcessLookupError):
                 os.kill(engine, 0)
-
-
-class TestTerminalChat:
-    def test_against_a_server(self, server: Running, monkeypatch: pytest.MonkeyPatch,
-                              capsys: pytest.CaptureFixture[str]) -> None:
-        lines = iter(["hello", "/retry", "/help", "/system be kind", "hello again", "/new", "/quit"])
-        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-        assert chat(RemoteModel(server.url + "/v1", None, {"max_tokens": 5, "temperature": 0}), None) == 0
-        shown = capsys.readouterr().out.splitlines()
-        assert len(shown) >= 6 and shown[0] == shown[1] != shown[-1]
-
-    def test_ctrl_c_stops_the_answer_not_the_program(self, monkeypatch: pytest.MonkeyPatch,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
-        class Model:
-            name = "test"
-            closed = 0
-
-            def answer(self, messages: list[dict[str, str]]):  # type: ignore[no-untyped-def]
-                try:
-                    yield "begun"
-                    raise KeyboardInterrupt
-                finally:
-                    Model.closed += 1
-
-        lines = iter(["hello", "hello", "/quit"])
-        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-        assert chat(Model(), None) == 0
-        assert capsys.readouterr().out == "begun (stopped)\n" * 2 and Model.closed == 2
-
-    def test_errors_of_the_server_are_shown(self, server: Running, monkeypatch: pytest.MonkeyPatch,
-                                            capsys: pytest.CaptureFixture[str]) -> None:
-        lines = iter(["hello " * 1000, "hello", "/quit"])
-        monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-        assert chat(RemoteModel(server.url, None, {"max_tokens": 5}), "be kind") == 0
-        first, second = capsys.readouterr().out.splitlines()
-        assert first.startswith("error: This model's maximum context length") and not second.startswith("error")

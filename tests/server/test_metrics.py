@@ -1,34 +1,138 @@
-"""The metrics page: what Prometheus reads, and that it adds up."""
+"""The metrics page: what Prometheus reads, that it adds up, and that it is documented and drawn."""
 
 from __future__ import annotations
 
-from prometheus_client.parser import text_string_to_metric_families
+import json
+import re
 
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from mini_infer.engine.observer import StepSeen
 from mini_infer.engine.streams import OutputStream, SequenceRecord
+from mini_infer.protocol import EngineStats, SamplingParams, Span, StepOutputs, Timeline
 from mini_infer.server.metrics import Histogram, ServerMetrics
-from tests.server.running import Running
+from tests.server.running import REPO, Running
+
+DASHBOARD = REPO / "deploy" / "grafana" / "mini-infer.json"
+HISTOGRAMS = ("time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds",
+              "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
+              "request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens",
+              "request_generation_tokens", "request_max_num_generation_tokens", "request_params_n",
+              "request_params_max_tokens", "iteration_tokens_total", "engine_step_time_seconds")
+
+
+def samples(page: str) -> list[Sample]:
+    return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
 
 
 def test_counts_add_up(server: Running) -> None:
-    before = {name: server.metric(name) for name in ("generation_tokens_total", "prompt_tokens_total")}
-    finished = server.metric("request_success_total")
+    names = ["generation_tokens_total", "prompt_tokens_total", "request_success_total", "iteration_tokens_total_sum",
+             *(f"{name}_count" for name in HISTOGRAMS)]
+    before = {name: server.metric(name) for name in names}
     server.post("/v1/completions", {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 10, "n": 2})
-    assert server.metric("generation_tokens_total") - before["generation_tokens_total"] == 40
-    assert server.metric("prompt_tokens_total") - before["prompt_tokens_total"] == 10
-    assert server.metric("request_success_total") - finished == 4
+    server.post("/v1/completions", {"prompt": [3], "max_tokens": 1})
+    added = {name: server.metric(name) - before[name] for name in names}
+    assert (added["generation_tokens_total"], added["prompt_tokens_total"]) == (41, 11)
+    assert added["request_success_total"] == 5
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
+                 "request_prefill_time_seconds", "request_decode_time_seconds", "request_inference_time_seconds",
+                 "request_prompt_tokens", "request_generation_tokens"):
+        assert added[f"{name}_count"] == 5, name
+    for name in ("request_params_n", "request_params_max_tokens", "request_max_num_generation_tokens"):
+        assert added[f"{name}_count"] == 3, name
+    assert added["inter_token_latency_seconds_count"] == 36
+    assert added["request_time_per_output_token_seconds_count"] == 4
+    # Every token was computed once, but for the last of each sequence.
+    assert added["iteration_tokens_total_sum"] == 41 + 11 - 5
+    assert added["engine_step_time_seconds_count"] >= added["iteration_tokens_total_count"] >= 10
+
+
+def test_the_times_of_a_request_add_up(server: Running) -> None:
+    names = [f"{name}_seconds_sum" for name in ("request_queue_time", "request_prefill_time", "request_decode_time",
+                                                "request_inference_time", "e2e_request_latency")]
+    before = [server.metric(name) for name in names]
+    server.post("/v1/completions", {"prompt": [5] * 40, "max_tokens": 100, "stop": "no such thing"})
+    queue, prefill, decode, inference, end_to_end = (server.metric(name) - old for name, old in zip(names, before))
+    assert min(queue, prefill, decode) > 0
+    assert prefill + decode == pytest.approx(inference)
+    assert queue + inference == pytest.approx(end_to_end)
+
+
+def test_a_stop_string_is_timed_as_well(server: Running) -> None:
+    """The front ends such a sequence, and the engine tells of it a step later."""
+    whole = server.post("/v1/completions", {"prompt": [5, 6], "max_tokens": 200, "temperature": 0})[1]
+    stop = whole["choices"][0]["text"][20:24]
+    before = server.metric("request_queue_time_seconds_count")
+    answer = server.post("/v1/completions", {"prompt": [5, 6], "max_tokens": 200, "temperature": 0, "stop": stop})[1]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    server.eventually("request_queue_time_seconds_count", before + 1)
 
 
 def test_the_page_parses_and_has_vllm_s_names(server: Running) -> None:
-    families = {family.name: family for family in text_string_to_metric_families(server.get("/metrics")[1])}
+    page = server.get("/metrics")[1]
+    families = {family.name: family for family in text_string_to_metric_families(page)}
     for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions",
                  "prompt_tokens", "generation_tokens", "prefix_cache_queries", "prefix_cache_hits", "request_success",
-                 "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
-                 "request_time_per_output_token_seconds", "request_prompt_tokens", "request_generation_tokens"):
+                 *HISTOGRAMS):
         family = families[f"mini_infer:{name}"]
         assert all(sample.labels["model_name"] == "dry" for sample in family.samples)
-    buckets = [sample.value for sample in families["mini_infer:time_to_first_token_seconds"].samples
-               if sample.name.endswith("_bucket")]
-    assert buckets == sorted(buckets)
+    for family in families.values():
+        assert family.documentation and family.type != "unknown", family.name
+        keys = [(sample.name, *sorted(sample.labels.items())) for sample in family.samples]
+        assert len(keys) == len(set(keys)), "a series is there twice"
+    for name in HISTOGRAMS:
+        check_histogram(families[f"mini_infer:{name}"].samples)
+    text = page.splitlines()
+    types = [line.split()[2] for line in text if line.startswith("# TYPE")]
+    assert len(types) == len(set(types)) and page.endswith("\n")
+
+
+def check_histogram(series: list[Sample]) -> None:
+    """As Prometheus wants it: bounds and counts rise, the last bound is +Inf and counts all."""
+    buckets = [sample for sample in series if sample.name.endswith("_bucket")]
+    bounds = [float(sample.labels["le"]) for sample in buckets]
+    counts = [sample.value for sample in buckets]
+    assert bounds == sorted(set(bounds)) and bounds[-1] == float("inf") and counts == sorted(counts)
+    (count,) = (sample.value for sample in series if sample.name.endswith("_count"))
+    assert count == counts[-1]
+
+
+@pytest.mark.parametrize("path", ["docs/serving.md", "docs/zh/serving.md"])
+def test_every_metric_is_documented(server: Running, path: str) -> None:
+    text = (REPO / path).read_text(encoding="utf-8")
+    for family in text_string_to_metric_families(server.get("/metrics")[1]):
+        name = family.name.removeprefix("mini_infer:").removesuffix("_info")
+        assert f"`{name}`" in text or (name.startswith("process_") and "`process_*`" in text), name
+
+
+def test_the_dashboard_draws_what_is_there(server: Running) -> None:
+    server.post("/v1/completions", {"prompt": [1], "max_tokens": 2})
+    exported = {sample.name for sample in samples(server.get("/metrics")[1])}
+    board = json.loads(DASHBOARD.read_text())
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    expressions = [target["expr"] for panel in panels for target in panel["targets"]]
+    drawn: set[str] = set()
+    for expression in expressions:
+        assert expression.count("(") == expression.count(")") and expression.count("{") == expression.count("}")
+        names = re.findall(r"\b(?:mini_infer:|process_)\w+", expression)
+        assert names and set(names) <= exported, f"{set(names) - exported} is not exported: {expression}"
+        if "histogram_quantile" in expression:
+            assert "by (le" in expression and names[0].endswith("_bucket")
+        assert "model_name" in expression or names[0].startswith("process_"), expression
+        drawn.update(names)
+    variables = {variable["name"] for variable in board["templating"]["list"]}
+    assert set(re.findall(r"\$(\w+)", " ".join(expressions))) <= variables | {"__rate_interval"}
+    shown = {re.sub(r"_(?:bucket|sum|count)$", "", name).removeprefix("mini_infer:") for name in drawn}
+    assert shown >= {*HISTOGRAMS} - {"request_params_n", "request_params_max_tokens", "request_inference_time_seconds",
+                                     "request_max_num_generation_tokens", "request_time_per_output_token_seconds"}
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in panels:
+        assert panel["title"] and panel["fieldConfig"]["defaults"].get("unit"), panel["title"]
+        where = panel["gridPos"]
+        assert where["x"] + where["w"] <= 24
 
 
 def test_histogram() -> None:
@@ -43,21 +147,52 @@ def test_histogram() -> None:
     assert values[("mini_infer:x_sum", None)] == 18.0
 
 
+def total(histogram: Histogram) -> tuple[float, float]:
+    count, added = histogram.totals()
+    return count, round(added, 6)
+
+
 def test_latencies_of_a_sequence() -> None:
     metrics = ServerMetrics()
-    record = SequenceRecord(1, OutputStream(1, lambda stream: None), 5, 10, arrival=100.0)
+    record = SequenceRecord(1, OutputStream(1, lambda stream: None), 5, SamplingParams(max_tokens=10), 0, 100.0)
+    computed = 0
     for now, tokens in ((100.5, 1), (100.6, 2), (100.7, 1)):
-        metrics.on_tokens(record, tokens, now)
-        record.num_tokens += tokens
-        record.first_token = record.first_token or now
-        record.last_token = now
+        computed += 5
+        seen = StepSeen(StepOutputs([], EngineStats(computed_tokens=computed), [], 0.01), now)
+        seen.add(record, tokens)
+        metrics.on_step(seen)
     metrics.on_finish(record, "stop", 100.7)
-
-    def total(histogram: Histogram) -> tuple[float, float]:
-        values = {sample.name.rpartition("_")[2]: sample.value for sample in histogram.family(["m"]).samples}
-        return values["count"], round(values["sum"], 6)
-
+    assert total(metrics.queue) == (0, 0)  # nobody knows yet
+    timeline = Timeline(1, 100.0, [Span("queued", 100.2, 0), Span("prefill", 100.4, 5), Span("decode", 100.7, 3)],
+                        5, 0, 4, 0, "stop")
+    for _ in range(2):  # it counts once
+        metrics.on_step(StepSeen(StepOutputs(ended=[timeline]), 100.7))
     assert total(metrics.time_to_first_token) == (1, 0.5)
     assert total(metrics.inter_token) == (3, 0.2)
     assert total(metrics.per_output_token) == (1, round(0.2 / 3, 6))
     assert total(metrics.end_to_end) == (1, 0.7)
+    assert total(metrics.queue) == (1, 0.2)
+    assert total(metrics.prefill) == (1, 0.3)
+    assert total(metrics.decode) == (1, 0.2)
+    assert total(metrics.inference) == (1, 0.5)
+    assert total(metrics.step_tokens) == (3, 15) and total(metrics.step_time) == (3, 0.03)
+
+
+def test_sequences_side_by_side_are_observed_at_once() -> None:
+    records = [SequenceRecord(i, OutputStream(1, lambda stream: None), 5, SamplingParams(), 0, 1.0) for i in range(50)]
+    for now in (2.0, 2.5):
+        seen = StepSeen(StepOutputs(), now)
+        for record in records:
+            seen.add(record, 1)
+    assert seen.gaps == {0.5: 50} and not seen.first_tokens
+
+
+def test_a_request_with_many_sequences_counts_once() -> None:
+    metrics = ServerMetrics()
+    stream, params = OutputStream(6, lambda stream: None), SamplingParams(n=3, max_tokens=9)
+    for index, reason in enumerate(["stop", "length", "stop", "abort", "error", "abort"]):
+        record = SequenceRecord(index, stream, 5, params, index, 1.0)
+        record.num_tokens = index + 1
+        metrics.on_finish(record, reason, 2.0)
+    assert (total(metrics.params_n), total(metrics.longest), total(metrics.max_tokens)) == ((1, 3), (1, 3), (1, 9))
+    assert metrics.finished == {"stop": 2, "length": 1, "abort": 2, "error": 1}

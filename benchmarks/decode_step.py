@@ -1,0 +1,142 @@
+"""Whole decode steps as CUDA graphs, with the tiles that the code chooses and with others in their place.
+
+    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,64,256] [--context 272]
+
+What a kernel takes alone says little about a step in which kernels start before the ones before them have ended, so
+tiles are compared here, one product (or attention) changed at a time. Needs a GPU and a directory with a config.json;
+the weights are random. Times are of 20 replays in a row, the median of five such runs and their extremes. Writes
+results/decode_step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.common import RESULTS, spread, write_result
+from mini_infer.models.decoder import Decoder
+from mini_infer.models.loader import build_model
+from mini_infer.models.registry import load_config
+from mini_infer.ops import attention_split, skinny
+from mini_infer.ops.attention_split import Tile
+from mini_infer.ops.inputs import ForwardBatch
+from mini_infer.ops.sampling import SamplingNeeds, sample
+from mini_infer.ops.sampling_params import NUM_PARAM_COLUMNS
+from mini_infer.ops.skinny import SkinnyTile
+
+BLOCK_SIZE = 64
+REPLAYS = 20
+ONE_ROW = [(8, 1024, 4, 1), (4, 1024, 2, 1), (4, 512, 4, 1), (4, 512, 2, 1), (2, 2048, 4, 1), (2, 4096, 4, 1)]
+FEW_ROWS = [(16, 512, 4, 3), (32, 512, 4, 3), (16, 1024, 4, 3), (16, 1024, 8, 3), (16, 1024, 4, 1), (32, 1024, 4, 1)]
+ATTENTION = [(32, 2, 5), (16, 1, 5), (32, 1, 4), (64, 4, 5)]  # keys, warps, stages
+
+
+def decode_batch(num_seqs: int, context: int, device: str) -> ForwardBatch:
+    """A token each of `num_seqs` sequences that are `context` long with it, on pages in random order."""
+    pages = -(-context // BLOCK_SIZE)
+    table = torch.randperm(num_seqs * pages, device=device).int().view(num_seqs, pages)
+    last = context - 1
+    return ForwardBatch(
+        input_ids=torch.randint(1000, (num_seqs,), dtype=torch.int32, device=device),
+        positions=torch.full((num_seqs,), last, dtype=torch.int32, device=device),
+        slot_mapping=table[:, last // BLOCK_SIZE] * BLOCK_SIZE + last % BLOCK_SIZE,
+        cu_seqlens_q=torch.arange(num_seqs + 1, dtype=torch.int32, device=device),
+        seq_lens=torch.full((num_seqs,), context, dtype=torch.int32, device=device),
+        slots=torch.arange(num_seqs, dtype=torch.int32, device=device), block_table=table,
+        logit_rows=torch.arange(num_seqs, dtype=torch.int32, device=device),
+        num_tokens=num_seqs, num_seqs=num_seqs, max_query_len=1, max_seq_len=max(1024, context))
+
+
+def time_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
+    """Microseconds of a step, in each of five runs."""
+    params = torch.zeros(batch.num_seqs, NUM_PARAM_COLUMNS, dtype=torch.int32, device="cuda")
+
+    def step() -> torch.Tensor:
+        logits = model.logits(model.forward(batch, caches))
+        return sample(logits, batch.slots, batch.seq_lens, params, SamplingNeeds(random=True))
+
+    step()  # compiles what has to be compiled
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    times = []
+    for _ in range(5):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(REPLAYS):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / REPLAYS * 1e3)
+    return times
+
+
+def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractContextManager[object]]]:
+    """What is compared: a name, and a context in which it is so."""
+    yield "as chosen", nullcontext()
+    if batch_size <= 8:
+        chosen = skinny.choose_tile
+        for features, k, gated in products(model):
+            for shape in ONE_ROW if batch_size == 1 else FEW_ROWS:
+                tile = SkinnyTile(*shape)
+                if tile != chosen(batch_size, features, k, gated):
+                    yield f"{features} x {k}: {shape}", mock.patch.object(
+                        skinny, "choose_tile", instead(chosen, (features, k, gated), tile))
+    for shape in ATTENTION:
+        every = {kind: ((attention_split.MANY, Tile(*shape)),) for kind in attention_split.SPLIT_TILES}
+        yield f"attention: {shape}", mock.patch.object(attention_split, "SPLIT_TILES", every)
+
+
+def products(model: Decoder) -> list[tuple[int, int, bool]]:
+    """(output features, K, gated) of each different product of a step."""
+    layer = model.layers[0]
+    gate_up = layer.mlp.gate_up_proj.weight
+    plain = [layer.self_attn.qkv_proj.weight, layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight,
+             model.embed_tokens.weight if model.lm_head is None else model.lm_head.weight]
+    return [*((*weight.shape, False) for weight in plain), (gate_up.shape[0] // 2, gate_up.shape[1], True)]
+
+
+def instead(chosen: Callable[..., SkinnyTile], product: tuple[int, int, bool], tile: SkinnyTile,
+            ) -> Callable[..., SkinnyTile]:
+    return lambda rows, *of: tile if of == product else chosen(rows, *of)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--batches", default="1,8,64,256")
+    parser.add_argument("--context", type=int, default=272)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    adapter, config = load_config(args.model)
+    model = build_model(config, adapter, torch.bfloat16)
+    model.materialize(torch.device("cuda"), args.context)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.02)
+    rows = []
+    for batch_size in map(int, args.batches.split(",")):
+        batch = decode_batch(batch_size, args.context, "cuda")
+        shape = (batch.block_table.numel(), config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+        caches = [tuple(torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in "kv")
+                  for _ in range(config.num_layers)]
+        for name, context in tqdm(list(variants(model, batch_size)), desc=f"batch {batch_size}"):
+            with context:
+                try:
+                    microseconds = spread(time_step(model, batch, caches), 1)
+                except Exception as error:  # a tile that does not fit into shared memory
+                    microseconds = {"error": f"{type(error).__name__}: {error}"[:120]}
+            rows.append({"model": Path(args.model).name, "batch": batch_size, "context": args.context, "variant": name,
+                         "microseconds": microseconds})
+            print(f"{batch_size:>4}  {name:<36}{microseconds.get('median', microseconds.get('error')):>10}")
+    write_result("decode_step", {"rows": rows}, args.out)
+
+
+if __name__ == "__main__":
+    main()

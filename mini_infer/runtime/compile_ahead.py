@@ -1,0 +1,62 @@
+"""Kernels compiled side by side and ahead of their use: a rehearsal shows which, threads compile them meanwhile.
+
+Triton compiles a kernel when it is first launched, one after the other, and a C compiler makes a launcher for each
+signature: 10 s for the 32 kernels of a 7B model. Both leave the interpreter lock alone while they work, so threads do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from mini_infer.ops.dispatch import triton
+
+MAX_THREADS = 16
+RUN_AT_ONCE = "_prepare_inputs_kernel"  # never skipped: torch's embedding must find valid tokens in its output
+
+
+class CompileAhead:
+    """Compiles for one CUDA device whatever is launched inside `rehearsal`, while the caller goes on."""
+
+    def __init__(self, device: torch.device):
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self._pool = ThreadPoolExecutor(MAX_THREADS, "compile", initializer=torch.cuda.set_device, initargs=(index,))
+        self._asked: dict[tuple[Any, str], Future[Any]] = {}
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Launches of kernels that are not compiled yet do nothing here but name them; all others run.
+
+        So what a rehearsed step computes is garbage, and it must not depend on what it computes.
+        """
+        named: dict[tuple[Any, str], None] = {}
+
+        def skip(*, fn: Any, compile: dict[str, Any], is_manual_warmup: bool, **_: Any) -> bool:
+            if is_manual_warmup or fn.name == RUN_AT_ONCE:  # the former: one of our threads
+                return False
+            named[fn.jit_function, compile["specialization_data"]] = None
+            return True
+
+        hooks = triton.knobs.runtime
+        before = hooks.jit_cache_hook
+        hooks.jit_cache_hook = skip
+        try:
+            yield
+        finally:
+            hooks.jit_cache_hook = before
+        for kernel, specialization in named.keys() - self._asked.keys():
+            self._asked[kernel, specialization] = self._pool.submit(_compile, kernel, specialization)
+
+    def wait(self) -> bool:
+        """Until all is compiled that can be. False when something could not: launching it will say why, or do it."""
+        self._pool.shutdown()
+        return all(future.exception() is None for future in self._asked.values())
+
+
+def _compile(kernel: Any, specialization: str) -> Any:
+    """The kernel, compiled, and what launches it, which a C compiler makes when it is first asked for."""
+    return kernel.preload(specialization).run

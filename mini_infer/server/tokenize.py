@@ -1,0 +1,75 @@
+"""POST /tokenize and /detokenize, in vLLM's form: what the model will see of a text or a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from pydantic import Field
+from starlette.responses import Response
+
+from mini_infer.protocol import RequestError
+from mini_infer.server.body import json_router, validated
+from mini_infer.server.front import Front, json_response
+from mini_infer.server.schemas import Conversation, RequestModel, TokenIds, Tool
+
+SMALL = 4000  # ids; more are decoded beside the event loop
+
+
+class TokenizePrompt(RequestModel):
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class TokenizeChat(Conversation):
+    """A conversation as the chat template writes it."""
+
+    model: str | None = None
+    add_special_tokens: bool = False
+    return_token_strs: bool = False
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+
+
+class DetokenizeRequest(RequestModel):
+    tokens: TokenIds
+    model: str | None = None
+
+
+def tokenize_routes(front: Front) -> APIRouter:
+    router = json_router()
+
+    @router.post("/tokenize", summary="The token ids of a text or a conversation")
+    async def tokenize(body: dict[str, Any]) -> Response:
+        # One of two models, told apart by a field: as a union, what is wrong would be said of both.
+        if ("messages" in body) == ("prompt" in body):
+            raise RequestError("one of prompt and messages must be given", "prompt")
+        request = validated(TokenizeChat, body) if "messages" in body else validated(TokenizePrompt, body)
+        front.model_name(request.model)
+        if isinstance(request, TokenizeChat):
+            tools = [tool.model_dump(exclude_none=True) for tool in request.tools] if request.tools else None
+            text = await front.render(request, tools)
+        else:
+            text = request.prompt
+        ids = await front.encode(text, request.add_special_tokens)
+        strs = [front.tokenizer.id_to_piece(token) for token in ids] if request.return_token_strs else None
+        return json_response({"count": len(ids), "max_model_len": front.llm.info.max_model_len, "tokens": ids,
+                              "token_strs": strs})
+
+    @router.post("/detokenize", summary="The text of token ids")
+    async def detokenize(body: DetokenizeRequest) -> Response:
+        front.model_name(body.model)
+        vocab_size = front.llm.info.vocab_size
+        wrong = next((token for token in body.tokens if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise RequestError(f"tokens has token id {wrong}, outside the vocabulary of {vocab_size}", "tokens")
+
+        def work() -> str:
+            return front.tokenizer.decode(body.tokens, skip_special_tokens=False)
+
+        text = await asyncio.to_thread(work) if len(body.tokens) > SMALL else work()
+        return json_response({"prompt": text})
+
+    return router

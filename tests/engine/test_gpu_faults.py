@@ -1,0 +1,61 @@
+"""A GPU that has no memory for a step, and one that has failed for good."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mini_infer import LLM, SamplingParams
+from tests.tiny import write_checkpoint
+
+pytestmark = pytest.mark.gpu
+
+LOST = """
+import sys, torch
+from mini_infer import LLM, SamplingParams
+from mini_infer.engine.loop import DeviceLostError
+
+llm = LLM(sys.argv[1], device="cuda", num_kv_blocks=64, skip_tokenizer_init=True)
+model = llm._loop._executor._runner._model
+forward = type(model).forward
+
+def broken(*args):
+    torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]  # an assertion on the device
+    return forward(*args)
+
+type(model).forward = broken
+try:
+    for _ in range(3):
+        llm.generate([1, 2], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False)
+except DeviceLostError:
+    sys.exit(7)
+"""
+
+
+def test_no_memory_for_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM(str(write_checkpoint(tmp_path / "model")), device="cuda", num_kv_blocks=64, skip_tokenizer_init=True)
+    model = llm._loop._executor._runner._model  # type: ignore[attr-defined]
+    forward, short = type(model).forward, [True]
+
+    def hungry(*args: object) -> object:
+        if short.pop() if short else False:
+            torch.empty(1 << 46, device="cuda")
+        return forward(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(type(model), "forward", hungry)
+    params = SamplingParams(max_tokens=4, temperature=0, detokenize=False)
+    out = llm.generate([1, 2], params, use_tqdm=False)[0]
+    assert out.finish_reason == "error" and "out of GPU memory" in (out.outputs[0].error or "")
+    assert llm.stats().used_blocks == 0
+    assert llm.generate([1, 2], params, use_tqdm=False)[0].finish_reason == "length"
+
+
+def test_a_gpu_that_has_failed_ends_the_engine(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model")
+    done = subprocess.run([sys.executable, "-c", LOST, str(model)], capture_output=True, text=True, timeout=300,
+                          cwd=Path(__file__).parents[2])
+    assert done.returncode == 7, done.stderr
