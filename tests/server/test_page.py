@@ -197,7 +197,8 @@ class TestEngine:
             expect(page.locator(".state")).to_contain_text("live")
             expect(page.locator(".facts")).to_contain_text("simulated")
             server.post("/v1/completions", {"prompt": [5] * 20, "max_tokens": 37, "n": 3})
-            expect(page.locator(".ended li").filter(has_text="37")).to_have_count(3)  # others may have used this server
+            ours = page.locator(".ended li").filter(has_text="20 → 37 tokens")  # others may have used this server
+            expect(ours).to_have_count(3)
 
 
 @pytest.mark.weights
