@@ -257,13 +257,23 @@ struct Keys {
   int64_t kv_head, kv_heads, block_size, size, first, end;
   int64_t count() const { return end - first; }
 
-  // visit(key - first, where its vector begins) for each key in order.
-  template <class Visit>
-  void each(Visit visit) const {
+  template <class T>
+  const T* page(const T* cache, int64_t block) const {
+    return cache + (blocks[block] * kv_heads + kv_head) * block_size * size;
+  }
+
+  // visit(key - first, its vector) for each key in order. Pages lie anywhere, so while one is read the next is asked for.
+  template <class T, class Visit>
+  void each(const T* cache, Visit visit) const {
     for (int64_t key = first; key < end;) {
       const int64_t block = key / block_size, stop = std::min(end, (block + 1) * block_size);
-      int64_t offset = ((blocks[block] * kv_heads + kv_head) * block_size + key % block_size) * size;
-      for (; key < stop; key++, offset += size) visit(key - first, offset);
+      const T* next = (block + 1) * block_size < end ? page(cache, block + 1) : nullptr;
+      const T* current = page(cache, block);
+      for (int64_t offset = key % block_size * size; key < stop; key++, offset += size) {
+        if (next)
+          for (int64_t i = 0; i < size; i += 64 / sizeof(T)) __builtin_prefetch(next + offset + i);
+        visit(key - first, current + offset);
+      }
     }
   }
 };
@@ -273,8 +283,7 @@ struct Keys {
 template <int GROUP, int PARTS, class T>
 void attend(float* out, const float* q, const T* k_cache, const T* v_cache, const Keys& keys, float* scores) {
   const int64_t size = PARTS * STRETCH, count = keys.count();
-  keys.each([&](int64_t key, int64_t offset) {
-    const T* k = k_cache + offset;
+  keys.each(k_cache, [&](int64_t key, const T* k) {
     vector sums[GROUP] = {};
     for (int part = 0; part < PARTS; part++) {
       const Stretch a = load_stretch(k + part * STRETCH);
@@ -298,8 +307,7 @@ void attend(float* out, const float* q, const T* k_cache, const T* v_cache, cons
     for (int64_t i = 0; i < count; i++) row[i] *= scale;
   }
   Stretch sums[GROUP][PARTS] = {};
-  keys.each([&](int64_t key, int64_t offset) {
-    const T* v = v_cache + offset;
+  keys.each(v_cache, [&](int64_t key, const T* v) {
     for (int part = 0; part < PARTS; part++) {
       const Stretch piece = load_stretch(v + part * STRETCH);
       for (int g = 0; g < GROUP; g++) {
