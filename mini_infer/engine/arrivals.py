@@ -35,7 +35,8 @@ class Arrivals:
             self._admit(request, None)
             return
         future = self._pool.submit(self._compile, asked)
-        wait([future], timeout=AT_ONCE_SECONDS)
+        if not self._waiting:  # else it is not its turn yet, and the steps of others go first
+            wait([future], timeout=AT_ONCE_SECONDS)
         self._waiting[request.request_id] = (request, future)
         self.poll()
 

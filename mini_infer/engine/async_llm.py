@@ -44,6 +44,7 @@ from mini_infer.text.tokenizer import Tokenizer
 
 STALL_TIMEOUT = 60.0  # seconds
 LAUNCH_ALLOWANCE = 10  # times the stall timeout, for a step that is still being started: kernels may compile
+MAX_UNSENT_BYTES = 256 * 2**20  # of requests that an engine has not taken; one that hangs takes none
 LONG_TEXT = 4000  # characters; encoding this takes about a millisecond, more than the event loop should stand still
 
 
@@ -176,13 +177,18 @@ class AsyncLLM:
         return bool(self._records) and time.monotonic() - self._heard > self._stall_timeout
 
     def check_queue(self) -> None:
-        """Raises QueueFullError when as many sequences wait as may: as of the engine's last step, and those sent since.
+        """Raises QueueFullError when as many sequences wait as may: as of the engine's last step, and those sent since;
+        and when the engine takes nothing, whether those who asked still wait or have gone.
 
         A batch that others wait for is as large as it gets, whether slots, tokens or blocks are short.
         """
+        if self._max_queue is None:
+            return
         places = self._stats.running if self._stats.waiting else self.info.max_num_seqs
-        if self._max_queue is not None and len(self._records) >= places + self._max_queue:
+        if len(self._records) >= places + self._max_queue:
             raise QueueFullError(f"the server is busy: its queue of {self._max_queue} requests is full")
+        if self._client.unsent_bytes > MAX_UNSENT_BYTES:
+            raise QueueFullError("the server is busy: its engine takes no requests at the moment")
 
     @property
     def engine_pid(self) -> int | None:

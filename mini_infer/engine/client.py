@@ -93,10 +93,14 @@ class EngineClient:
         return await ready
 
     def send(self, message: Message) -> None:
-        """Queue a message to the engine; never blocks. Without effect once the engine is gone."""
-        assert self._transport is not None, "connect() first"
-        if not self._transport.is_closing():
+        """Queue a message to the engine; never blocks. Without effect while the engine is not there."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode(message))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the engine has not taken yet."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
 
     def kill(self) -> None:
         """End an engine that does not listen; `on_lost` follows."""
@@ -116,13 +120,13 @@ class EngineClient:
     def _death(self) -> EngineDeadError:
         assert self._process is not None
         try:
-            code = self._process.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:  # it cannot be reached any more, whatever it does
+            how = f"died (exit status {self._process.wait(timeout=0.5)})"
+        except subprocess.TimeoutExpired:  # it cannot be reached any more, whatever it does; `close` sees it end
             self._process.kill()
-            code = self._process.wait()
+            how = "closed its connection"
         if self._last_words is not None:
-            return EngineDeadError(f"the engine process ended: {self._last_words}")
-        return EngineDeadError(f"the engine process died (exit status {code})")
+            how = f"ended: {self._last_words}"
+        return EngineDeadError(f"the engine process {how}")
 
 
 class _Link(asyncio.Protocol):

@@ -122,7 +122,9 @@ def log_phase(name: str, seconds: float) -> None:
 
 
 def log(message: str) -> None:
-    print(f"mini-infer engine: {message}", file=sys.stderr, flush=True)
+    """One line on standard error, lost where nobody reads it any more."""
+    with suppress(OSError):
+        print(f"mini-infer engine: {message}", file=sys.stderr, flush=True)
 
 
 class FrontWatch(threading.Thread):

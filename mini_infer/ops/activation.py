@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from mini_infer.ops import native
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_triton
 from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 
 
@@ -25,9 +25,9 @@ def _silu_and_mul_torch(x: torch.Tensor) -> torch.Tensor:
 def _silu_and_mul_triton(x: torch.Tensor) -> torch.Tensor:
     num_rows, dim = x.shape[0], x.shape[1] // 2
     out = x.new_empty(num_rows, dim)
-    block = min(1024, triton.next_power_of_2(dim))
+    block = min(1024, next_power_of_2(dim))
     if num_rows:
-        grid = (num_rows, triton.cdiv(dim, block))
+        grid = (num_rows, cdiv(dim, block))
         _silu_and_mul_kernel[grid](x, out, DIM=dim, BLOCK=block, **pdl_options(x, num_rows))
     return out
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mini_infer.ops.dispatch import tl, triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.kv_write import cache_offset
 from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
@@ -75,20 +75,20 @@ def launch_split(
     num_heads, head_dim = out.shape[1:]
     num_kv_heads, block_size = k_cache.shape[1:3]
     group = num_heads // num_kv_heads
-    block_dim, block_group = triton.next_power_of_2(head_dim), triton.next_power_of_2(group)
+    block_dim, block_group = next_power_of_2(head_dim), next_power_of_2(group)
     # Splits count from the first key that a sequence sees, so a window bounds their number.
     longest = min(batch.max_seq_len, window) if window else batch.max_seq_len
     programs = batch.num_seqs * num_kv_heads
     one_tile = (from_qkv is not None and q.element_size() == 2 and block_dim <= 128 and not window
                 and ONE_TILE.keys <= block_size
-                and programs * triton.cdiv(longest, ONE_TILE.keys) <= ONE_TILE_PROGRAMS)
+                and programs * cdiv(longest, ONE_TILE.keys) <= ONE_TILE_PROGRAMS)
     if one_tile:
         tile, split_keys = ONE_TILE, ONE_TILE.keys
     else:
         tiles = SPLIT_TILES[q.element_size(), block_dim]  # beside chunks one of them does: no more kernels to compile
         tile = next(tile for most, tile in tiles if programs <= most) if from_qkv else tiles[-1][1]
         split_keys = next(keys for most, keys in SPLIT_KEYS if programs <= most)
-    num_splits = max(1, triton.cdiv(longest, split_keys))
+    num_splits = max(1, cdiv(longest, split_keys))
     # Sequences that fit one split write `out` directly, so that the scratch is only used by those that do not.
     partial = torch.empty((batch.num_seqs, num_heads, num_splits, head_dim) if num_splits > 1 else 1,
                           dtype=torch.float32, device=q.device)

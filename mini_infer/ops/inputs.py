@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, tl, triton, use_triton
 
 BLOCK = 256  # elements a program, whatever the size: each other value would be one more kernel to compile
 
@@ -63,7 +63,7 @@ def scatter_runs(state: torch.Tensor, runs: torch.Tensor, values: torch.Tensor, 
     runs: int32 [K, 3] of (offset in state, offset in values, length); max_len: the longest length (host integer).
     """
     if use_triton(state):
-        _scatter_runs_kernel[(runs.shape[0], triton.cdiv(max_len, BLOCK))](state, runs, values, BLOCK=BLOCK)
+        _scatter_runs_kernel[(runs.shape[0], cdiv(max_len, BLOCK))](state, runs, values, BLOCK=BLOCK)
         return
     for target, source, length in runs.tolist():
         state[target : target + length] = values[source : source + length]
@@ -111,7 +111,7 @@ def _prepare_inputs_triton(slots, seq_lens, cu_seqlens_q, token_ids, block_table
                            max_query_len):
     # Rows that start at 16 bytes: kernels that read them are compiled once more for pointers that do not.
     out = torch.empty(3, -(-num_tokens // 4) * 4, dtype=torch.int32, device=slots.device)[:, :num_tokens]
-    _prepare_inputs_kernel[(slots.shape[0], triton.cdiv(max_query_len, BLOCK))](
+    _prepare_inputs_kernel[(slots.shape[0], cdiv(max_query_len, BLOCK))](
         slots, seq_lens, cu_seqlens_q, token_ids, block_table, out[0], out[1], out[2],
         token_ids.stride(0), block_table.stride(0), BLOCK_SIZE=block_size, BLOCK=BLOCK)
     return out[0], out[1], out[2]
@@ -142,7 +142,7 @@ def write_tokens(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.
     """
     if use_triton(token_ids):
         rows = slots.shape[0]
-        _write_tokens_kernel[(triton.cdiv(rows, BLOCK),)](token_ids, slots, positions, tokens, rows,
+        _write_tokens_kernel[(cdiv(rows, BLOCK),)](token_ids, slots, positions, tokens, rows,
                                                         token_ids.stride(0), BLOCK=BLOCK)
         return
     token_ids[slots, positions] = tokens.clamp_min(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from mini_infer.ops import native
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_triton
 from mini_infer.ops.inputs import Shared
 from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 from mini_infer.ops.rope import _rotate_torch, _rotations_torch, load_cos_sin
@@ -112,8 +112,8 @@ def _write_kv_triton(
         return
     _write_kv_kernel[(num_tokens,)](
         k, v, slot_mapping, k_cache, v_cache, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        KV_HEADS=num_kv_heads, BLOCK_HEADS=triton.next_power_of_2(num_kv_heads),
-        DIM=head_dim, BLOCK_DIM=triton.next_power_of_2(head_dim), BLOCK_SIZE=k_cache.shape[2], num_warps=2,
+        KV_HEADS=num_kv_heads, BLOCK_HEADS=next_power_of_2(num_kv_heads),
+        DIM=head_dim, BLOCK_DIM=next_power_of_2(head_dim), BLOCK_SIZE=k_cache.shape[2], num_warps=2,
     )
 
 
@@ -159,14 +159,14 @@ def _qkv_to_cache_triton(
 ) -> torch.Tensor:
     num_tokens = qkv.shape[0]
     q = qkv.new_empty(num_tokens, num_heads, head_dim)
-    heads = min(4, triton.next_power_of_2(max(num_heads, num_kv_heads)))
-    tiles = triton.cdiv(num_heads, heads) + triton.cdiv(num_kv_heads, heads)
+    heads = min(4, next_power_of_2(max(num_heads, num_kv_heads)))
+    tiles = cdiv(num_heads, heads) + cdiv(num_kv_heads, heads)
     norm = q_norm is not None and k_norm is not None
     if num_tokens:
         _qkv_to_cache_kernel[(num_tokens, tiles)](
             qkv, positions, slot_mapping, table, q_norm if norm else qkv, k_norm if norm else qkv, q, k_cache, v_cache,
             eps, HEADS=num_heads, KV_HEADS=num_kv_heads, TILE_HEADS=heads,
-            HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), BLOCK_SIZE=k_cache.shape[2],
+            HALF=head_dim // 2, BLOCK_HALF=next_power_of_2(head_dim // 2), BLOCK_SIZE=k_cache.shape[2],
             NORM=norm, **pdl_options(qkv, num_tokens), num_warps=2,
         )
     return q

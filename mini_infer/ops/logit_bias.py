@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_triton
 
 NO_TOKEN = -1  # pads the short ones among the banned words
 
@@ -41,7 +41,7 @@ def _add_bias_triton(
     until: torch.Tensor,
 ) -> None:
     num_entries = rows.numel()
-    _add_bias_kernel[(triton.cdiv(num_entries, 256),)](
+    _add_bias_kernel[(cdiv(num_entries, 256),)](
         logits, logits.stride(0), positions, rows, tokens, values, until, num_entries, BLOCK=256)
 
 
@@ -95,7 +95,7 @@ def _ban_words_triton(
     num_words, width = words.shape
     _ban_words_kernel[(num_words,)](
         logits, logits.stride(0), slots, positions, token_ids, token_ids.stride(0), rows, words, width,
-        BLOCK=triton.next_power_of_2(width))
+        BLOCK=next_power_of_2(width))
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def _keep_allowed_torch(logits: torch.Tensor, slots: torch.Tensor, allowed: torc
 
 def _keep_allowed_triton(logits: torch.Tensor, slots: torch.Tensor, allowed: torch.Tensor) -> None:
     num_rows, vocab_size = logits.shape
-    _keep_allowed_kernel[(num_rows, triton.cdiv(vocab_size, 1024))](
+    _keep_allowed_kernel[(num_rows, cdiv(vocab_size, 1024))](
         logits, logits.stride(0), slots, allowed, allowed.stride(0), vocab_size, BLOCK=1024)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, tl, triton, use_triton
 
 SLICE_BYTES = 64 << 20  # float32 copies of the logits that the torch reference makes at a time
 CHUNK = 4096  # tokens a program
@@ -51,7 +51,7 @@ def _normalize_and_rank_torch(logits: torch.Tensor, token_ids: torch.Tensor) -> 
 
 def _normalize_and_rank_triton(logits: torch.Tensor, token_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     num_rows, vocab_size = logits.shape
-    num_chunks = triton.cdiv(vocab_size, CHUNK)
+    num_chunks = cdiv(vocab_size, CHUNK)
     chunk_log_sum = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     chunk_greater = torch.empty(num_rows, num_chunks, dtype=torch.int32, device=logits.device)
     _normalize_and_rank_kernel[(num_rows, num_chunks)](

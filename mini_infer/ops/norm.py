@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from mini_infer.ops import native
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_triton
 from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 
 
@@ -28,10 +28,10 @@ def _rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch
     num_rows = x.numel() // dim
     if num_rows == 0:
         return out
-    block_dim = triton.next_power_of_2(dim)
+    block_dim = next_power_of_2(dim)
     rows = max(1, 1024 // block_dim)  # short rows (a head each) share a program
     warps = min(16, max(1, rows * block_dim // 512))
-    _rms_norm_kernel[(triton.cdiv(num_rows, rows),)](
+    _rms_norm_kernel[(cdiv(num_rows, rows),)](
         x, weight, out, num_rows, eps, DIM=dim, BLOCK_DIM=block_dim, ROWS=rows, **pdl_options(x, num_rows),
         num_warps=warps,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, tl, triton, use_triton
 from mini_infer.ops.sampling_params import (
     FREQUENCY_PENALTY,
     PRESENCE_PENALTY,
@@ -57,9 +57,9 @@ def _apply_penalties_triton(
     num_rows, vocab_size = logits.shape
     length, block = token_ids.shape[1], 1024
     counts = torch.zeros(num_rows, vocab_size, dtype=torch.int32, device=logits.device)
-    _count_kernel[(num_rows, triton.cdiv(length, block))](
+    _count_kernel[(num_rows, cdiv(length, block))](
         slots, positions, params, params.stride(0), token_ids, token_ids.stride(0), counts, vocab_size, BLOCK=block)
-    _penalise_kernel[(num_rows, triton.cdiv(vocab_size, block))](
+    _penalise_kernel[(num_rows, cdiv(vocab_size, block))](
         logits, logits.stride(0), slots, params, params.stride(0), counts, vocab_size, BLOCK=block)
 
 

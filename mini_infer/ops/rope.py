@@ -11,7 +11,7 @@ import math
 import torch
 
 from mini_infer.config import RopeConfig
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_triton
 
 
 def cos_sin_table(rope: RopeConfig, head_dim: int, max_len: int, device: torch.device | str) -> torch.Tensor:
@@ -51,11 +51,11 @@ def _rotate_torch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
 def _apply_rope_triton(x: torch.Tensor, positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     num_tokens, num_heads, head_dim = x.shape
     out = x.new_empty(x.shape)
-    heads = min(8, triton.next_power_of_2(num_heads))
+    heads = min(8, next_power_of_2(num_heads))
     if num_tokens:
-        _apply_rope_kernel[(num_tokens, triton.cdiv(num_heads, heads))](
+        _apply_rope_kernel[(num_tokens, cdiv(num_heads, heads))](
             x, positions, table, out, x.stride(0), x.stride(1), num_heads,
-            HALF=head_dim // 2, BLOCK_HALF=triton.next_power_of_2(head_dim // 2), HEADS=heads, num_warps=2,
+            HALF=head_dim // 2, BLOCK_HALF=next_power_of_2(head_dim // 2), HEADS=heads, num_warps=2,
         )
     return out
 

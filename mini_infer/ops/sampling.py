@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops.dispatch import tl, triton, use_triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_triton
 from mini_infer.ops.random import two_uniforms, two_uniforms_kernel
 from mini_infer.ops.sampling_params import KEY_HIGH, KEY_LOW, MIN_P, TEMPERATURE, TOP_K, TOP_P, RowParams, row_params
 
@@ -148,18 +148,18 @@ def _sample_triton(
     logits: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, params: torch.Tensor, needs: SamplingNeeds
 ) -> torch.Tensor:
     num_rows, vocab_size = logits.shape
-    num_chunks = triton.cdiv(vocab_size, CHUNK)
+    num_chunks = cdiv(vocab_size, CHUNK)
     thresholds = _thresholds_triton(logits, slots, params) if needs.filtered else None
     chunk_max = torch.empty(num_rows, num_chunks, dtype=torch.float32, device=logits.device)
     chunk_sum = torch.empty_like(chunk_max) if needs.random else None
     tokens = torch.empty(num_rows, dtype=torch.int32, device=logits.device)
-    _chunk_kernel[(triton.cdiv(num_chunks, CHUNKS_OF_PROGRAM), num_rows)](
+    _chunk_kernel[(cdiv(num_chunks, CHUNKS_OF_PROGRAM), num_rows)](
         logits, logits.stride(0), slots, params, params.stride(0), thresholds, chunk_max, chunk_sum, vocab_size,
         num_chunks, RANDOM=needs.random, FILTERED=needs.filtered, CHUNK=CHUNK, CHUNKS=CHUNKS_OF_PROGRAM)
     _choose_kernel[(num_rows,)](
         logits, logits.stride(0), slots, positions, params, params.stride(0), thresholds, chunk_max, chunk_sum, tokens,
         vocab_size, num_chunks, RANDOM=needs.random, FILTERED=needs.filtered, CHUNK=CHUNK,
-        CHUNKS=triton.next_power_of_2(num_chunks))
+        CHUNKS=next_power_of_2(num_chunks))
     return tokens
 
 
@@ -170,7 +170,7 @@ def _thresholds_triton(logits: torch.Tensor, slots: torch.Tensor, params: torch.
     spare_bits = {torch.float32: 0, torch.bfloat16: 16, torch.float16: 13}[logits.dtype]
     _threshold_kernel[(num_rows,)](
         logits, logits.stride(0), slots, params, params.stride(0), thresholds, vocab_size,
-        SPARE_BITS=spare_bits, BLOCK=min(8192, triton.next_power_of_2(vocab_size)), num_warps=16)
+        SPARE_BITS=spare_bits, BLOCK=min(8192, next_power_of_2(vocab_size)), num_warps=16)
     return thresholds
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mini_infer.ops.dispatch import tl, triton
+from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
 from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
@@ -52,7 +52,7 @@ def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
         if k <= 1024:
             return SkinnyTile(4, 1024, 2, 1) if gated or features >= 1 << 16 else SkinnyTile(8, 1024, 4, 1)
         if k <= 4096 and features <= 2048:
-            return SkinnyTile(2, triton.next_power_of_2(k), 4, 1)
+            return SkinnyTile(2, next_power_of_2(k), 4, 1)
         if k <= 4096:
             return SkinnyTile(4, 512, 2, 1) if gated else SkinnyTile(4, 512, 4, 1)
         return SkinnyTile(2, 2048, 4, 1)
@@ -85,7 +85,7 @@ def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
         x, norm_weight = rms_norm(x, norm_weight, epilogue.eps), None
     flags = dict(HAS_NORM=norm_weight is not None, HAS_BIAS=epilogue.bias is not None, GATED=epilogue.gated,
                  HAS_RESIDUAL=epilogue.residual is not None, SHORT=weight.nbytes <= SHORT_BYTES, **pdl_options(x, rows))
-    grid = (triton.cdiv(features, tile.features),)
+    grid = (cdiv(features, tile.features),)
     bias = x if epilogue.bias is None else epilogue.bias  # absent operands are never read; any pointer does
     norm_weight = x if norm_weight is None else norm_weight
     if rows == 1:

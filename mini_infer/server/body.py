@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from mini_infer.protocol import RequestError
 from mini_infer.server.errors import RefusedError
-from mini_infer.server.limits import JsonScanner, parse_json
+from mini_infer.server.limits import JsonMeter, parse_json
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -23,13 +23,17 @@ class JsonRequest(Request):
 
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
-            scanner, pieces = JsonScanner(), []
+            meter, pieces, refusal = JsonMeter(), [], None
             async for piece in self.stream():
-                try:
-                    scanner.feed(piece)
-                except RequestError as error:
-                    raise RefusedError(400, str(error), error.param) from None
-                pieces.append(piece)
+                if refusal is None:
+                    try:
+                        meter.feed(piece)
+                        pieces.append(piece)
+                    except RequestError as error:
+                        refusal = RefusedError(400, str(error), error.param)
+                        pieces.clear()  # the rest is read, not kept: many clients read no answer before they are done
+            if refusal is not None:
+                raise refusal
             self._body = b"".join(pieces)
         return self._body
 

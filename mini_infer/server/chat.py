@@ -44,8 +44,8 @@ async def answer(front: Front, body: ChatCompletionRequest, request: Request) ->
     params = reading.shape(params, prompt)
     prepared = await front.prepare([prompt], params, add_special_tokens=bool(body.add_special_tokens))
     usage = Usage.of(prepared)
-    output = front.llm.submit(prepared, priority=body.priority, cache_salt=body.cache_salt, stream=body.stream,
-                              timeout=body.timeout or front.options.default_timeout)
+    output = front.submit(prepared, stream=body.stream, timeout=body.timeout, priority=body.priority,
+                          cache_salt=body.cache_salt)
     tokenizer = front.llm.tokenizer
     assert tokenizer is not None  # or there would have been no template
     if body.stream:

@@ -43,8 +43,8 @@ async def answer(front: Front, body: CompletionRequest, request: Request) -> Res
     envelope = Envelope.new("cmpl", "text_completion", model, request, body.request_id)
     choices = [Choice(i * body.n + j, one, body, front.tokenizer)
                for i, one in enumerate(prepared) for j in range(body.n)]
-    output = front.llm.submit(prepared, priority=body.priority, cache_salt=body.cache_salt, stream=body.stream,
-                              timeout=body.timeout or front.options.default_timeout)
+    output = front.submit(prepared, stream=body.stream, timeout=body.timeout, priority=body.priority,
+                          cache_salt=body.cache_salt)
     if body.stream:
         return EventStream(_events(output, choices, envelope, body, usage))
     parts = []

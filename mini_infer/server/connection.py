@@ -1,4 +1,5 @@
-"""A connection that brings its headers in time and within limits, and gets its refusals in the form of all others."""
+"""A connection that brings its requests in time, their headers within limits, and gets its refusals in the form of all
+others."""
 
 from __future__ import annotations
 
@@ -9,21 +10,22 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mini_infer.server.errors import error_body
-from mini_infer.server.limits import HEADER_SECONDS, MAX_HEADER_BYTES, MAX_HEADERS
+from mini_infer.server.limits import BODY_SECONDS, HEADER_SECONDS, MAX_HEADER_BYTES, MAX_HEADERS
 
 _REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's, which has no limit of its own on either headers or the time that they take."""
+    """uvicorn's, which has no limit of its own on headers, or on the time that they and a body take."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._header_bytes = 0
         self._num_headers = 0
         self._began = False  # in the data that is being read
-        self._header_timer: asyncio.TimerHandle | None = None  # while headers are awaited
-        self._await_headers()
+        self._in_headers = True  # they are awaited, or on their way
+        self._timer: asyncio.TimerHandle | None = None  # while headers or a body are awaited
+        self._wait(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -33,7 +35,7 @@ class Connection(HttpToolsProtocol):
         self._began = False
         super().data_received(data)
         # The parser collects a header before it shows it, so what it has not shown is counted here.
-        if self._header_timer is not None and not self._began and not self.transport.is_closing():
+        if self._in_headers and not self._began and not self.transport.is_closing():
             self._header_bytes += len(data)
             if self._too_large():
                 self.send_400_response("")
@@ -42,8 +44,9 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._began = True
         self._header_bytes = self._num_headers = 0
-        if self._header_timer is None:
-            self._await_headers()
+        if not self._in_headers:
+            self._in_headers = True
+            self._wait(HEADER_SECONDS)
 
     def on_url(self, url: bytes) -> None:
         self._spend(len(url))
@@ -55,8 +58,13 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._stop_waiting()
+        self._in_headers = False
+        self._wait(BODY_SECONDS)
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._stop_waiting()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """The answer to bytes that are not HTTP, or are too many before a body begins; the end of the connection."""
@@ -77,10 +85,11 @@ class Connection(HttpToolsProtocol):
         if self._too_large():
             raise httptools.HttpParserError("headers are too large")  # the parser stops, and send_400_response is next
 
-    def _await_headers(self) -> None:
-        self._header_timer = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+    def _wait(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(seconds, self.transport.close)
 
     def _stop_waiting(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

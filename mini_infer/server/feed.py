@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -22,17 +21,12 @@ from mini_infer.engine.async_llm import AsyncLLM
 from mini_infer.engine.client import EngineDeadError
 from mini_infer.protocol import EngineView
 from mini_infer.server.metrics import Histogram, ServerMetrics
-from mini_infer.server.sse import EventStream
+from mini_infer.server.sse import EventStream, named_event
 
 INTERVAL = 0.1  # seconds between two looks, at least
 PAUSE_PER_COST = 300  # and this many times as long as the engine took for the last one
 MAX_WATCHERS = 16
 EVENTS_PATH = "/v1/engine/events"
-
-
-def event(name: str, value: Any) -> bytes:
-    """A named event with `value` as JSON."""
-    return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))
 
 
 class Recent:
@@ -89,7 +83,7 @@ class Feed:
             if self._looking is None or self._looking.done():
                 self._error = None
                 self._looking = asyncio.create_task(self._look())
-            yield event("engine", self._engine())
+            yield named_event("engine", self._engine())
             while not self._closed:
                 if self._number == seen:
                     await self._news.wait()
@@ -99,7 +93,7 @@ class Feed:
                 seen = self._number
                 ended = self._llm.history.since(change)
                 change = self._llm.history.last_change
-                yield self._frame + (event("ended", ended) if ended else b"")
+                yield self._frame + (named_event("ended", ended) if ended else b"")
         finally:
             self._num_watchers -= 1
             if self._num_watchers == 0:
@@ -141,7 +135,7 @@ class Feed:
 
 def frame(view: EngineView, first_token: float | None, inter_token: float | None) -> bytes:
     """A look as an event. The latencies are seconds, means since the look before, None if nothing was measured."""
-    return event("view", {"view": view, "time_to_first_token": first_token, "inter_token": inter_token})
+    return named_event("view", {"view": view, "time_to_first_token": first_token, "inter_token": inter_token})
 
 
 def feed_routes(feed: Feed) -> APIRouter:

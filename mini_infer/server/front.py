@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mini_infer.engine.async_llm import LONG_TEXT, AsyncLLM
-from mini_infer.engine.streams import GenerationError, OutputStream
+from mini_infer.engine.client import EngineDeadError
+from mini_infer.engine.streams import GenerationError, OutputStream, QueueFullError
 from mini_infer.protocol import RequestError, SamplingParams
-from mini_infer.server.errors import ModelNotFoundError
+from mini_infer.server.errors import ModelNotFoundError, body_of
 from mini_infer.server.feed import Feed
 from mini_infer.server.gate import client_request_id
 from mini_infer.server.launch import ServeOptions
@@ -88,6 +89,9 @@ class Front:
                                    "reasoning_effort")
             return await self.request_templates.render(body.chat_template, messages, options)
         template = require_chat_template(self.chat_template)
+        for name, value in (("tools", tools), ("documents", body.documents)):
+            if value and not template.reads(name, tools):
+                raise RequestError(f"{name}: the chat template of this model does not show them to it", name)
         if body.reasoning_effort is not None:
             options["chat_template_kwargs"] = {**_effort(template, body.reasoning_effort, tools),
                                                **(body.chat_template_kwargs or {})}
@@ -102,6 +106,17 @@ class Front:
                                    name)
         check_copies(params, len(prompts) * params.n)
         return await self.llm.prepare(prompts, params, clip_max_tokens=False, add_special_tokens=add_special_tokens)
+
+    def submit(self, requests: Sequence[PreparedRequest], *, stream: bool, timeout: float | None = None,
+               priority: int = 0, cache_salt: str = "") -> OutputStream:
+        """Hand prepared requests to the engine, as AsyncLLM.submit does. Raises QueueFullError or EngineDeadError where
+        the queue was filled, or the engine ended, after the request had been let in."""
+        try:
+            return self.llm.submit(requests, priority=priority, cache_salt=cache_salt, stream=stream,
+                                   timeout=timeout or self.options.default_timeout)
+        except (QueueFullError, EngineDeadError) as error:
+            self.life.refused[body_of(error)[0]] += 1
+            raise
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids, however many fit. Raises RequestError for a text that is too long even to count."""

@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -189,4 +190,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def log(text: str) -> None:
-    print(f"mini-infer: {text}", file=sys.stderr, flush=True)
+    """One line on standard error, lost where nobody reads it any more: what it tells of must happen all the same."""
+    with suppress(OSError):
+        print(f"mini-infer: {text}", file=sys.stderr, flush=True)

@@ -14,9 +14,11 @@ from mini_infer.protocol import RequestError, SamplingParams
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all headers together
 HEADER_SECONDS = 30.0  # for a connection to bring all headers of a request
+BODY_SECONDS = 60.0  # and then its body
 MAX_BODY_SIZE = 8 * 2**20  # bytes, unless --max-body-size says otherwise
 MAX_DEPTH = 64  # of nested arrays and objects
 MAX_VALUES = 1_000_000  # of a body: numbers, strings, …
+MAX_OBJECTS = 20_000  # of a body; reading one (a message, a part of it) takes ten microseconds, for which others wait
 MAX_FIELDS = 256  # of one object that has a schema
 MAX_CHOICES = 1024  # prompts times n
 MAX_PROMPT_IDS = 1_000_000  # of one prompt; the context length is what counts, this is only checked earlier
@@ -78,8 +80,9 @@ def check_copies(params: SamplingParams, num_choices: int) -> None:
                            "once; ask for fewer", longest)
 
 
-class JsonScanner:
-    """Depth and number of values of a JSON text, as its bytes arrive; a few passes in C over each piece.
+class JsonMeter:
+    """Depth, number of values and number of objects of a JSON text, as its bytes arrive; a few passes in C over each
+    piece.
 
     It trusts the text to be JSON; what it says of another text does not matter, as that will not be parsed into
     anything larger than the text.
@@ -90,6 +93,7 @@ class JsonScanner:
         self._in_string = False
         self._depth = 0
         self._values = 1
+        self._objects = 0
 
     def feed(self, data: bytes) -> None:
         """Raises RequestError as soon as there is too much."""
@@ -102,6 +106,9 @@ class JsonScanner:
         self._values += outside.count(b",")
         if self._values > MAX_VALUES:
             raise RequestError(f"the request body has more than {MAX_VALUES} values")
+        self._objects += outside.count(b"{")
+        if self._objects > MAX_OBJECTS:
+            raise RequestError(f"the request body has more than {MAX_OBJECTS} objects")
         brackets = outside.replace(b",", b"")
         self._values += len(brackets) // 2
         if self._depth + len(brackets) <= MAX_DEPTH:  # not even if all of them open

@@ -17,7 +17,7 @@ from mini_infer.server.errors import anthropic_body, body_of
 from mini_infer.server.front import Front, Usage, check, json_response, whole
 from mini_infer.server.messages_schemas import CountTokensRequest, MessagesRequest
 from mini_infer.server.reading import Reading
-from mini_infer.server.sse import EventStream
+from mini_infer.server.sse import EventStream, named_event
 from mini_infer.text.output import CompletionDelta
 from mini_infer.text.parsers.machine import CallArguments, CallStart, Content, Event, OutputParser, Reasoning
 from mini_infer.text.parsers.message import Message, ToolCall
@@ -42,7 +42,7 @@ def message_routes(front: Front) -> APIRouter:
         prepared = await front.prepare([prompt], params, add_special_tokens=False)
         usage = Usage.of(prepared)
         parser = reading.parser(prompt)
-        output = front.llm.submit(prepared, stream=body.stream, timeout=front.options.default_timeout)
+        output = front.submit(prepared, stream=body.stream)
         if body.stream:
             return EventStream(_events(output, answer, usage, None if reading.plain else parser))
         [delta] = await whole(output, request)
@@ -135,7 +135,7 @@ class BlockWriter:
         if self._kind is None:
             return b""
         self._kind = None
-        return named_event("content_block_stop", index=self._index)
+        return typed_event("content_block_stop", index=self._index)
 
     def _open(self, kind: type[Event], block: dict[str, Any]) -> bytes:
         if self._kind is kind:
@@ -143,7 +143,7 @@ class BlockWriter:
         data = self.close()
         self._index += 1
         self._kind = kind
-        return data + named_event("content_block_start", index=self._index, content_block=block)
+        return data + typed_event("content_block_start", index=self._index, content_block=block)
 
 
 async def _events(output: OutputStream, answer: Answer, usage: Usage,
@@ -156,7 +156,7 @@ async def _events(output: OutputStream, answer: Answer, usage: Usage,
             check(delta)
             usage.add(delta)
             finished = delta.finish_reason is not None
-            data = b"" if started else named_event("message_start", message=answer.message([], usage, None, False))
+            data = b"" if started else typed_event("message_start", message=answer.message([], usage, None, False))
             started = True
             if parser is not None:
                 data += writer.write(parser.feed(delta.text) + (parser.finish() if finished else []))
@@ -164,19 +164,19 @@ async def _events(output: OutputStream, answer: Answer, usage: Usage,
                 data += writer.write([Content(delta.text)])
             if finished:
                 data += writer.close()
-                data += named_event("message_delta", delta=answer.reason(delta, writer.has_calls),
+                data += typed_event("message_delta", delta=answer.reason(delta, writer.has_calls),
                                     usage=message_usage(usage))
-                data += named_event("message_stop")
+                data += typed_event("message_stop")
             if data:
                 yield data
     except Exception as error:
         if not started:  # the status line can still say it
             raise
-        yield named_event("error", error=anthropic_body(*body_of(error))["error"])
+        yield typed_event("error", error=anthropic_body(*body_of(error))["error"])
     finally:
         output.close()
 
 
-def named_event(kind: str, **fields: Any) -> bytes:
+def typed_event(kind: str, **fields: Any) -> bytes:
     """One of Anthropic's events: its name twice, in the event's line and in its data."""
-    return b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **fields}))
+    return named_event(kind, {"type": kind, **fields})

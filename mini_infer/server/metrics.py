@@ -201,7 +201,7 @@ class ServerMetrics(Collector, Observer):
         yield counter("prefix_cache_hits", "The same as prompt_tokens_cached.", stats.cached_tokens)
         yield counter("engine_steps", "Steps the engine has taken.", stats.steps)
         yield gauge("front_tasks", "Tasks of the front's event loop.", len(asyncio.all_tasks()))
-        refused = CounterMetricFamily("mini_infer:requests_refused", "Requests turned away unread, by HTTP status.",
+        refused = CounterMetricFamily("mini_infer:requests_refused", "Requests that were not let in, by HTTP status.",
                                       labels=["model_name", "status"])
         for status, number in self.refused.items():
             refused.add_metric([*model, str(status)], number)

@@ -14,7 +14,7 @@ from mini_infer.server.body import json_router, validated
 from mini_infer.server.front import Front, json_response
 from mini_infer.server.schemas import Conversation, RequestModel, TokenIds, Tool
 
-SMALL = 4000  # ids; more are decoded beside the event loop
+SMALL = 4000  # ids; what more of them mean is found beside the event loop
 
 
 class TokenizePrompt(RequestModel):
@@ -54,7 +54,13 @@ def tokenize_routes(front: Front) -> APIRouter:
         else:
             text = request.prompt
         ids = await front.encode(text, request.add_special_tokens)
-        strs = [front.tokenizer.id_to_piece(token) for token in ids] if request.return_token_strs else None
+
+        def spell() -> list[str | None]:
+            return [front.tokenizer.id_to_piece(token) for token in ids]
+
+        strs = None
+        if request.return_token_strs:
+            strs = await asyncio.to_thread(spell) if len(ids) > SMALL else spell()
         return json_response({"count": len(ids), "max_model_len": front.llm.info.max_model_len, "tokens": ids,
                               "token_strs": strs})
 
@@ -62,8 +68,8 @@ def tokenize_routes(front: Front) -> APIRouter:
     async def detokenize(body: DetokenizeRequest) -> Response:
         front.model_name(body.model)
         vocab_size = front.llm.info.vocab_size
-        wrong = next((token for token in body.tokens if not 0 <= token < vocab_size), None)
-        if wrong is not None:
+        if body.tokens and not 0 <= min(body.tokens) <= max(body.tokens) < vocab_size:
+            wrong = next(token for token in body.tokens if not 0 <= token < vocab_size)
             raise RequestError(f"tokens has token id {wrong}, outside the vocabulary of {vocab_size}", "tokens")
 
         def work() -> str:

@@ -17,6 +17,7 @@ QUOTES = '"""'
 DIM, PLAIN = "\033[2m", "\033[0m"
 HISTORY_LINES = 1000
 LEAVE = ("/exit", "/quit")
+CONTROLS = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t")
 HELP = f"""\
 /reset             forget the conversation
 /system TEXT       set the system prompt and start anew; without TEXT there is none
@@ -32,7 +33,7 @@ Ctrl-C stops an answer. Of a message of several lines each but the last ends wit
 def chat(model: ChatModel, conversation: Conversation) -> int:
     """Talk until the end of input. A stopped answer stays in the conversation as far as it came."""
     prompt = Prompt(model, conversation)
-    print(f"{model.name}: type a message, /help for commands", file=sys.stderr)
+    print(f"{printable(model.name)}: type a message, /help for commands", file=sys.stderr)
     with_history = sys.stdin.isatty()
     if with_history:
         _load_history(list(prompt.commands))
@@ -53,6 +54,11 @@ def chat(model: ChatModel, conversation: Conversation) -> int:
     finally:
         if with_history:
             _save_history()
+
+
+def printable(text: str) -> str:
+    """Without control characters: a terminal obeys them, and what a model or a server writes is not to command it."""
+    return text.translate(CONTROLS)
 
 
 def read_message() -> str:
@@ -101,11 +107,12 @@ class Prompt:
                 for text, thought in answer:
                     if not thought:
                         pieces.append(text)
-                    print(f"{DIM}{text}{PLAIN}" if thought and sys.stdout.isatty() else text, end="", flush=True)
+                    shown = printable(text)
+                    print(f"{DIM}{shown}{PLAIN}" if thought and sys.stdout.isatty() else shown, end="", flush=True)
         except KeyboardInterrupt:
             print(" (stopped)", end="")
         except RequestError as error:
-            print(f"error: {error}")
+            print(f"error: {printable(str(error))}")
             return
         print()
         if pieces:
@@ -146,7 +153,7 @@ class Prompt:
 
     def _show(self, rest: str) -> None:
         for message in self._talk.messages:
-            print(f"[{message['role']}] {message['content']}")
+            print(f"[{message['role']}] {printable(message['content'])}")
 
     def _save(self, rest: str) -> None:
         self._talk.save(_file(rest, self._talk.file))

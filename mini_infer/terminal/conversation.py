@@ -9,7 +9,7 @@ from typing import Any
 
 from mini_infer.protocol import RequestError, SamplingParams
 
-NOT_FOR_CHAT = ("n", "detokenize", "logprobs", "prompt_logprobs", "bad_words_token_ids")
+NOT_FOR_CHAT = ("n", "detokenize", "logprobs", "prompt_logprobs", "structured_outputs", "bad_words_token_ids")
 SETTINGS = tuple(field.name for field in fields(SamplingParams) if field.name not in NOT_FOR_CHAT)
 ROLES = ("system", "user", "assistant")
 
@@ -73,7 +73,8 @@ class Conversation:
         """What `save` wrote. Raises RequestError when the file is something else."""
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-            loaded = cls(body["system"], dict(body["sampling"]), [dict(turn) for turn in body["messages"]], path)
+            sampling = {name: _from_json(name, value) for name, value in dict(body["sampling"]).items()}
+            loaded = cls(body["system"], sampling, [dict(turn) for turn in body["messages"]], path)
             SamplingParams(**{"max_tokens": None, **loaded.sampling})
             ok = all(set(turn) == {"role", "content"} and turn["role"] in ROLES and isinstance(turn["content"], str)
                      for turn in loaded.turns) and isinstance(loaded.system, (str, type(None)))
@@ -92,6 +93,11 @@ def _value(name: str, text: str) -> Any:
         value = json.loads(text)
     except ValueError:
         value = text
+    return [value] if name in ("stop", "bad_words") and isinstance(value, str) else _from_json(name, value)
+
+
+def _from_json(name: str, value: Any) -> Any:
+    """A parameter's value: the keys of logit_bias are token ids, those of JSON text."""
     if name == "logit_bias" and isinstance(value, dict):
         return {int(key) if key.isdecimal() else key: bias for key, bias in value.items()}
-    return [value] if name in ("stop", "bad_words") and isinstance(value, str) else value
+    return value

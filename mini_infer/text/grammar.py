@@ -26,6 +26,7 @@ MAX_SCHEMA_DEPTH = 64
 MAX_CHOICES = 10_000
 MAX_COMPILE_SECONDS = 5.0  # the limits below stop the worst grammars well before
 MAX_CACHED_GRAMMARS = 128
+MAX_CACHED_CHARS = 2_000_000  # of these together; compiled, a large schema takes some 60 bytes for each
 MAX_STEP_ITEMS = 5_000  # of the parser, for one token; more would only stall other requests
 MAX_LEXER_STATES = 50_000  # of one grammar; a kilobyte or two each
 INSTALL_HINT = "structured output needs llguidance, which is not installed: pip install 'mini-infer[serve]'"
@@ -176,7 +177,7 @@ class GrammarCompiler:
         with self._lock:
             self._compiled[text] = found
             self._compiled.move_to_end(text)
-            if len(self._compiled) > MAX_CACHED_GRAMMARS:
+            while len(self._compiled) > MAX_CACHED_GRAMMARS or sum(map(len, self._compiled)) > MAX_CACHED_CHARS:
                 self._compiled.popitem(last=False)
 
     def _compile(self, asked: StructuredOutputs, text: str, backend: LLTokenizer) -> LLMatcher | RequestError:

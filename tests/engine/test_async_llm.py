@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_infer.config import ConfigError, EngineConfig
+from mini_infer.engine import async_llm
 from mini_infer.engine.async_llm import AsyncLLM
-from mini_infer.engine.client import EngineDeadError
+from mini_infer.engine.client import EngineClient, EngineDeadError
 from mini_infer.engine.ipc import FrameDecoder, ProtocolError, encode
 from mini_infer.engine.sim import SimConfig
 from mini_infer.engine.streams import DeadlineError, OutputStream, QueueFullError
@@ -227,6 +228,22 @@ class TestLimits:
                 output.close()
             await eventually(lambda: llm.stats().running == llm.stats().waiting == 0)
 
+    async def test_an_engine_that_takes_nothing_is_sent_no_more(self, small: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(async_llm, "MAX_UNSENT_BYTES", 100_000)
+        async with AsyncLLM(EngineConfig(model=str(small)), SimConfig("free"), max_queue=3) as llm:
+            [request] = await llm.prepare([[200] * 400], SamplingParams(max_tokens=2))
+            assert llm.engine_pid is not None
+            os.kill(llm.engine_pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(QueueFullError, match="takes no requests"):
+                    for _ in range(10_000):  # of clients that ask and leave: none of them waits
+                        llm.submit([request]).close()
+            finally:
+                os.kill(llm.engine_pid, signal.SIGCONT)
+            await eventually(lambda: llm._client.unsent_bytes == 0)
+            assert (await collect(llm, "hello", SamplingParams(max_tokens=3)))[-1].finish_reason == "length"
+
     async def test_no_queue_at_all(self, slow: Path) -> None:
         async with AsyncLLM(EngineConfig(model=str(slow), max_num_seqs=2), SimConfig("L4"), max_queue=0) as llm:
             [request] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=50))
@@ -268,6 +285,15 @@ class TestDeaths:
             assert llm.error is None and not llm.lost.is_set() and llm.engine_pid != first
             assert (await collect(llm, "hello", SamplingParams(max_tokens=3)))[-1].finish_reason == "length"
 
+    async def test_watchers_may_leave_while_it_is_started_again(self, small: Path) -> None:
+        async with dry(small) as llm:
+            restart = asyncio.ensure_future(llm.restart())
+            while not restart.done():
+                llm.look_away()
+                await asyncio.sleep(0)
+            await restart
+            assert (await llm.look()).stats.running == 0
+
     async def test_streams_end_with_an_error_when_the_engine_is_killed(self, slow: Path) -> None:
         async with dry(slow, "L4") as llm:
             tasks = [asyncio.ensure_future(collect(llm, "hello", SamplingParams(max_tokens=400))) for _ in range(4)]
@@ -280,6 +306,12 @@ class TestDeaths:
             assert llm.error is not None
             with pytest.raises(EngineDeadError):
                 await collect(llm, "hello", SamplingParams())
+
+    def test_one_that_closes_its_connection_and_stays_is_killed(self, small: Path) -> None:
+        client = EngineClient(EngineConfig(model=str(small)))
+        client._process = process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        assert "closed its connection" in str(client._death())
+        assert process.wait(timeout=10) == -signal.SIGKILL
 
     async def test_the_engine_ends_with_close(self, small: Path) -> None:
         async with dry(small) as llm:

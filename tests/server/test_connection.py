@@ -23,6 +23,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(connection, "BODY_SECONDS", 0.2)
     config = uvicorn.Config(hello, http=Connection, ws="none", lifespan="off", log_level="critical")
     config.load()
     state = ServerState()
@@ -36,6 +37,19 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
 async def test_headers_have_a_time(port: int, sent: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
+async def test_a_body_has_a_time(port: int) -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(2):
+        writer.write(head + b"bo")
+        await asyncio.sleep(0.05)
+        writer.write(b"dy")
+        assert (await asyncio.wait_for(reader.readuntil(b"hi"), 5)).startswith(b"HTTP/1.1 200")
+    writer.write(head + b"bo")
     assert await asyncio.wait_for(reader.read(), 5) == b""
     writer.close()
 

@@ -311,6 +311,13 @@ class TestTheEnd:
             assert sum(bool(event["choices"][0]["text"]) for event in events(response)) == 20
             assert server.process.wait(timeout=10) == 0
 
+    def test_a_log_that_nobody_reads_does_not_keep_it(self) -> None:
+        server = Running("--dry-run")
+        assert server.process.stderr is not None
+        server.process.stderr.close()
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(timeout=10) == 0
+
     def test_what_takes_too_long_is_told(self, slow_model: Path) -> None:
         with Running(slow_model, "--dry-run", "--dry-gpu", "L4", "--shutdown-timeout", "1") as server:
             response = stream(server)

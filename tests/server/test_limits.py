@@ -21,8 +21,9 @@ from mini_infer.server.limits import (
     MAX_ENTRIES,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
+    MAX_OBJECTS,
     MAX_VALUES,
-    JsonScanner,
+    JsonMeter,
     parse_json,
 )
 from tests.server.running import Running
@@ -41,7 +42,7 @@ def depth_of(value: Any) -> int:
 
 def scan(body: bytes, cuts: list[int]) -> bool:
     """Whether it passes, cut into pieces at those places."""
-    scanner = JsonScanner()
+    scanner = JsonMeter()
     places = sorted(cut % (len(body) + 1) for cut in cuts)
     try:
         for start, end in zip([0, *places], [*places, len(body)]):
@@ -68,7 +69,12 @@ class TestScanner:
     def test_values_are_counted_outside_of_strings(self) -> None:
         assert scan(b'["' + b"," * 2 * MAX_VALUES + b'"]', [])
         assert not scan(b"[" + b"1," * MAX_VALUES + b"1]", [])
-        assert not scan(b"[" + b"[],{}," * (MAX_VALUES // 2) + b"1]", [])
+        assert not scan(b"[" + b"[],[]," * (MAX_VALUES // 2) + b"1]", [])
+
+    def test_objects_are_counted_outside_of_strings(self) -> None:
+        assert scan(b'["' + b"{}," * 2 * MAX_OBJECTS + b'"]', [])
+        assert scan(b"[" + b"{}," * (MAX_OBJECTS - 1) + b"{}]", [7, 8, 9])
+        assert not scan(b"[" + b"{}," * MAX_OBJECTS + b"{}]", [7, 8, 9])
 
 
 class TestParsing:
@@ -132,11 +138,12 @@ def test_lists_are_bounded(server: Running, path: str, body: dict[str, Any], fie
 @pytest.mark.parametrize("body", [
     b'{"prompt": "a", "documents": ' + b"[" * 1000 + b"]" * 1000 + b"}",
     b'{"prompt": [' + b"[],{}," * (MAX_VALUES // 2) + b"1]}",
+    b'{"prompt": [' + b"{}," * 1_000_000 + b"1]}",
     b'{"prompt": "a", "seed": ' + b"9" * 100_000 + b"}",
     b'{"prompt": ["' + b'","'.join([b"a"] * 500_000) + b'", 1]}',
     b'{"prompt": [' + b"1," * 500_000 + b'"a"]}',
     b'{"prompt": "a", "n": 1, "n": 2, "\\u0000": 3}',
-], ids=["deep", "many", "long number", "many texts", "many ids", "keys"])
+], ids=["deep", "many", "objects", "long number", "many texts", "many ids", "keys"])
 def test_bodies_that_would_cost(server: Running, body: bytes) -> None:
     status, answer = server.post("/v1/completions", body)
     assert status == 400 and set(answer["error"]) == {"message", "type", "param", "code"}

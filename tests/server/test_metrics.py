@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from mini_infer.engine.observer import StepSeen
-from mini_infer.engine.streams import OutputStream, SequenceRecord
+from mini_infer.engine.streams import OutputStream, QueueFullError, SequenceRecord
 from mini_infer.protocol import EngineStats, SamplingParams, Span, StepOutputs, Timeline
+from mini_infer.server.front import Front
+from mini_infer.server.lifecycle import Lifecycle
 from mini_infer.server.metrics import Histogram, ServerMetrics
 from tests.server.running import REPO, Running
 
@@ -185,6 +190,19 @@ def test_sequences_side_by_side_are_observed_at_once() -> None:
         for record in records:
             seen.add(record, 1)
     assert seen.gaps == {0.5: 50} and not seen.first_tokens
+
+
+def test_those_who_find_the_queue_full_at_last_are_counted_as_well() -> None:
+    class Full:
+        def submit(self, requests: object, **options: object) -> None:
+            raise QueueFullError("full")
+
+    llm: Any = Full()
+    life, no = Lifecycle(llm, Counter()), cast(Any, None)
+    front = Front(llm, ("m",), no, no, life, cast(Any, SimpleNamespace(default_timeout=None)), no, no, no, no)
+    with pytest.raises(QueueFullError):
+        front.submit([], stream=True)
+    assert life.refused == {429: 1}
 
 
 def test_a_request_with_many_sequences_counts_once() -> None:

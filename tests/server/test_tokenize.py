@@ -68,3 +68,5 @@ def test_the_description_of_the_api(server: Running) -> None:
                  "/v1/messages", "/tokenize", "/detokenize", "/version", "/health", "/healthz", "/metrics"):
         assert path in schema["paths"]
     assert "temperature" in schema["components"]["schemas"]["ChatCompletionRequest"]["properties"]
+    operations = [operation for methods in schema["paths"].values() for operation in methods.values()]
+    assert all("4XX" in operation["responses"] and "422" not in operation["responses"] for operation in operations)

@@ -112,6 +112,13 @@ class TestPrompt:
         prompt.take("/regenerate")
         assert talk.turns == before and capsys.readouterr().out.count("error: too long") == 2
 
+    def test_the_terminal_obeys_nobody_else(self, capsys: pytest.CaptureFixture[str]) -> None:
+        prompt = Prompt(Echo(), Conversation())
+        prompt.take("\x1b]52;c;cm0=\x07 \x9b2J\tb\nc\r")
+        prompt.take("/show")
+        out = capsys.readouterr().out
+        assert "]52;c;cm0=" in out and not any(not char.isprintable() for char in out if char not in "\n\t")
+
     def test_ctrl_c_keeps_what_was_said(self, monkeypatch: pytest.MonkeyPatch,
                                         capsys: pytest.CaptureFixture[str]) -> None:
         model, talk = Echo(), Conversation()

@@ -28,7 +28,8 @@ def test_settings(name: str, text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("name, text", [("temperature", "hot"), ("temperature", "-1"), ("top_p", "2"), ("n", "2"),
-                                        ("colour", "1"), ("stop", "[1]"), ("seed", "[]"), ("logprobs", "1")])
+                                        ("colour", "1"), ("stop", "[1]"), ("seed", "[]"), ("logprobs", "1"),
+                                        ("structured_outputs", '{"regex": "a"}')])
 def test_what_cannot_be_set_is_named_and_changes_nothing(name: str, text: str) -> None:
     talk = Conversation(sampling={"top_k": 5})
     with pytest.raises(RequestError, match=name):
@@ -51,7 +52,7 @@ def test_taking_back() -> None:
 @given(system=st.none() | TEXT, turns=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXT)))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_file_brings_it_all_back(tmp_path: Path, system: str | None, turns: list[tuple[str, str]]) -> None:
-    talk = Conversation(system, {"temperature": 0.5, "stop": ["x"]})
+    talk = Conversation(system, {"temperature": 0.5, "stop": ["x"], "logit_bias": {3: -5}})
     for role, content in turns:
         talk.say(role, content)
     path = tmp_path / "talk"

@@ -240,6 +240,9 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = list(fresh._compiled.values())
     fresh.check(StructuredOutputs(choice=["7"]))
     assert list(fresh._compiled.values()) == [*compiled[1:], compiled[0]]  # found, and used last
+    monkeypatch.setattr(grammar, "MAX_CACHED_CHARS", sum(map(len, fresh._compiled)) - 1)
+    fresh.check(StructuredOutputs(choice=["a"]))
+    assert len(fresh._compiled) == 2
 
 
 def test_a_slow_grammar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
