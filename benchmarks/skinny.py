@@ -9,13 +9,13 @@ Needs a GPU. Each timing is the median of graph replays over enough copies of th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from benchmarks.common import write_result
+from mini_infer.bench.gpu_time import graph_time
 from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
@@ -31,26 +31,6 @@ PRODUCTS = [
     ("llama-3.1-8b", "qkv", 6144, 4096), ("llama-3.1-8b", "o", 4096, 4096), ("llama-3.1-8b", "gate-up", 14336, 4096),
     ("llama-3.1-8b", "down", 4096, 14336),
 ]
-
-
-def graph_time(run: Callable[[int], object], copies: int) -> float:
-    """Microseconds of run(i), i over the copies, in one graph."""
-    for i in range(copies):
-        run(i)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(copies):
-            run(i)
-    times = []
-    for _ in range(7):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / copies * 1e3)
-    return sorted(times)[len(times) // 2]
 
 
 def main() -> None:
@@ -72,10 +52,10 @@ def main() -> None:
             epilogue = Epilogue(norm_weight, 1e-6, None, gated, stream)
             library = partial(library_product, x, weights, epilogue)
             entry = dict(model=model, product=product, n=n, k=k, m=m, floor_us=floor,
-                         library_us=graph_time(library, copies))
+                         library_us=1e6 * graph_time(library, copies))
             if m <= 16:
                 chosen = choose_tile(m, n, k, gated)
-                timings = {tile: graph_time(partial(our_product, x, weights, epilogue, tile), copies)
+                timings = {tile: 1e6 * graph_time(partial(our_product, x, weights, epilogue, tile), copies)
                            for tile in dict.fromkeys([chosen, *candidates(m)])}
                 best = min(timings, key=timings.__getitem__)
                 entry |= dict(ours_us=timings[chosen], best_us=timings[best], best=str(best))

@@ -188,6 +188,13 @@ def check_token_ids(params: SamplingParams, vocab_size: int) -> None:
                 raise _outside_vocabulary(name, token_id, vocab_size)
 
 
+def check_priority(priority: int, scheduling_policy: str) -> None:
+    """Raises RequestError for a priority that the policy would not look at."""
+    if priority and scheduling_policy == "fcfs":
+        raise RequestError("priority has no effect under the scheduling policy fcfs; leave it out, or start the engine "
+                           "with scheduling_policy priority", "priority")
+
+
 def check_prompt(token_ids: list[int], vocab_size: int, max_model_len: int) -> None:
     """A prompt has tokens, all of them in the vocabulary, and leaves room for one of output. Raises `RequestError`.
 

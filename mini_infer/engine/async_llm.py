@@ -35,6 +35,7 @@ from mini_infer.protocol import (
     SamplingParams,
     StepOutputs,
     WatchEngine,
+    check_priority,
 )
 from mini_infer.text.chat_template import ChatTemplate, require_chat_template
 from mini_infer.text.door import Door, PreparedRequest, Prompt, expand
@@ -264,11 +265,12 @@ class AsyncLLM:
         """Hand prepared requests to the engine; their completions share one stream, where completion j of request i has
         index i * n + j. The caller must `close` the stream. After `timeout` seconds it ends with DeadlineError.
 
-        Raises QueueFullError, EngineDeadError, and RequestError when the name is in use.
+        Raises QueueFullError, EngineDeadError, and RequestError when the name is in use or the priority has no effect.
         """
         if self._error is not None:
             raise self._error
         self.check_queue()
+        check_priority(priority, self.config.scheduling_policy)
         if request_id is not None and request_id in self._named:
             raise RequestError(f"request_id {request_id!r} is in use by an unfinished request", "request_id")
         parts = [(request, params) for request in requests for params in expand(request.params)]

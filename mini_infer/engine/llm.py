@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.engine.build import build_engine
-from mini_infer.protocol import AddRequest, EngineInfo, EngineStats, RequestError, SamplingParams
+from mini_infer.protocol import AddRequest, EngineInfo, EngineStats, RequestError, SamplingParams, check_priority
 from mini_infer.text.chat_template import ChatTemplate, require_chat_template
 from mini_infer.text.door import Door, PreparedRequest, Prompt, expand
 from mini_infer.text.output import CompletionDelta, OutputProcessor, RequestAssembler, RequestOutput
@@ -135,6 +135,8 @@ class LLM:
         if len(priorities) != len(requests):
             raise RequestError(f"priority must be one or one each: {len(requests)} prompts, {len(priorities)} given",
                                "priority")
+        for each in priorities:
+            check_priority(each, self.config.scheduling_policy)
         assemblers: list[RequestAssembler] = []
         owner: dict[int, RequestAssembler] = {}
         try:

@@ -1,4 +1,4 @@
-"""Keys and values enter the paged cache; the fused form also normalises and rotates what the QKV matmul left.
+"""Keys and values enter the paged cache, normalised and rotated on the way from what the QKV matmul left.
 
 A layer's cache is [num_blocks + 1, num_kv_heads, block_size, head_dim]; slot s is token s % block_size of block
 s // block_size.
@@ -13,19 +13,6 @@ from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton, use_trito
 from mini_infer.ops.inputs import Shared
 from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 from mini_infer.ops.rope import _rotate_torch, _rotations_torch, load_cos_sin
-
-
-def write_kv(
-    k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
-) -> None:
-    """Store k and v [T, Hkv, D] at the slots int32 [T] of the caches. Padding tokens share null slots: any may win.
-
-    k and v may be strided views whose last dimension is contiguous.
-    """
-    if use_triton(k):
-        _write_kv_triton(k, v, slot_mapping, k_cache, v_cache)
-    else:
-        _write_kv_torch(k, v, slot_mapping, k_cache, v_cache)
 
 
 def qkv_to_cache(
@@ -57,14 +44,6 @@ def qkv_to_cache(
                                    v_cache, q_norm, k_norm, eps)
     return _qkv_to_cache_torch(qkv, num_heads, num_kv_heads, head_dim, positions, slot_mapping, table, k_cache,
                                v_cache, q_norm, k_norm, eps, shared)
-
-
-def _write_kv_torch(
-    k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
-) -> None:
-    places = _places(slot_mapping, k_cache.shape[2])
-    k_cache.transpose(1, 2).index_put_(places, k)
-    v_cache.transpose(1, 2).index_put_(places, v)
 
 
 def _places(slot_mapping: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,38 +81,6 @@ def _qkv_to_cache_torch(
     k_cache.transpose(1, 2).index_put_(places, qk[:, num_heads:])
     v_cache.transpose(1, 2).index_put_(places, v)
     return qk[:, :num_heads]
-
-
-def _write_kv_triton(
-    k: torch.Tensor, v: torch.Tensor, slot_mapping: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor
-) -> None:
-    num_tokens, num_kv_heads, head_dim = k.shape
-    if num_tokens == 0:
-        return
-    _write_kv_kernel[(num_tokens,)](
-        k, v, slot_mapping, k_cache, v_cache, k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        KV_HEADS=num_kv_heads, BLOCK_HEADS=next_power_of_2(num_kv_heads),
-        DIM=head_dim, BLOCK_DIM=next_power_of_2(head_dim), BLOCK_SIZE=k_cache.shape[2], num_warps=2,
-    )
-
-
-@triton.jit
-def _write_kv_kernel(
-    k_ptr, v_ptr, slot_mapping_ptr, k_cache_ptr, v_cache_ptr, k_token_stride, k_head_stride, v_token_stride,
-    v_head_stride,
-    KV_HEADS: tl.constexpr, BLOCK_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
-    """A program stores all KV heads of one token."""
-    token = tl.program_id(0).to(tl.int64)
-    head = tl.arange(0, BLOCK_HEADS)[:, None]
-    column = tl.arange(0, BLOCK_DIM)[None, :]
-    mask = (head < KV_HEADS) & (column < DIM)
-    target = cache_offset(tl.load(slot_mapping_ptr + token), head, KV_HEADS, DIM, BLOCK_SIZE) + column
-    k = tl.load(k_ptr + token * k_token_stride + head * k_head_stride + column, mask=mask, other=0.0)
-    v = tl.load(v_ptr + token * v_token_stride + head * v_head_stride + column, mask=mask, other=0.0)
-    tl.store(k_cache_ptr + target, k, mask=mask)
-    tl.store(v_cache_ptr + target, v, mask=mask)
 
 
 @triton.jit

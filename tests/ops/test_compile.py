@@ -45,8 +45,6 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
     yield activation._silu_and_mul_kernel, {"DIM": 1000, "BLOCK": 1024, **pdl}, {}
     yield logit_bias._keep_allowed_kernel, {"BLOCK": 1024, "dtype": "fp32"}, {}
     yield rope._apply_rope_kernel, {**half, "HEADS": 8}, {"num_warps": 2}
-    heads = {"KV_HEADS": 3, "BLOCK_HEADS": 4}
-    yield kv_write._write_kv_kernel, {**heads, "DIM": 80, "BLOCK_DIM": 128, "BLOCK_SIZE": 64}, {"num_warps": 2}
     for qk_norm in (False, True):
         heads = {"HEADS": 7, "KV_HEADS": 2, "TILE_HEADS": 4, "BLOCK_SIZE": 64, "NORM": qk_norm, **pdl}
         yield kv_write._qkv_to_cache_kernel, {**heads, **half}, {"num_warps": 2}

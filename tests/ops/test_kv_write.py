@@ -1,4 +1,4 @@
-"""Cache writes, alone and fused with QK-norm and RoPE: the right places get the right values, no others change."""
+"""Cache writes, fused with QK-norm and RoPE: the right places get the right values, no others change."""
 
 from __future__ import annotations
 
@@ -25,21 +25,6 @@ def stored(cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torc
     return tokens[slots.long()], (tokens[untouched] == MARK).all()
 
 
-@pytest.mark.parametrize("block_size", [8, 16, 256])
-@pytest.mark.parametrize("shape", [(1, 2, 64), (13, 3, 80), (6, 1, 128), (0, 2, 64)], ids=str)
-def test_write_kv(implementation, dtype, block_size, shape):
-    op, device = getattr(kv_write, f"_write_kv_{implementation.name}"), implementation.device
-    num_tokens, num_kv_heads, head_dim = shape
-    k_cache, v_cache = caches(4, num_kv_heads, block_size, head_dim, dtype, device)
-    qkv = torch.randn(num_tokens, 3 * num_kv_heads, head_dim).to(dtype).to(device)
-    k, v = qkv[:, num_kv_heads : 2 * num_kv_heads], qkv[:, 2 * num_kv_heads :]  # strided views
-    slots = torch.randperm(4 * block_size)[:num_tokens].int().to(device)
-    op(k, v, slots, k_cache, v_cache)
-    for cache, values in ((k_cache, k), (v_cache, v)):
-        written, rest_untouched = stored(cache, slots)
-        assert torch.equal(written, values) and rest_untouched
-
-
 @pytest.mark.gpu
 def test_offsets_beyond_31_bits():
     """A block more than 2**31 elements into the cache, written and then attended to."""
@@ -47,7 +32,10 @@ def test_offsets_beyond_31_bits():
     cache = torch.empty(num_blocks, num_kv_heads, block_size, head_dim, dtype=torch.bfloat16, device="cuda")
     k = torch.randn(1, num_kv_heads, head_dim, dtype=torch.bfloat16, device="cuda")
     slot = torch.tensor([num_blocks * block_size - 1], dtype=torch.int32, device="cuda")
-    kv_write.write_kv(k, k, slot, cache, cache)
+    qkv = torch.cat((k, k, k), dim=1).flatten(1)
+    positions = torch.zeros(1, dtype=torch.int32, device="cuda")
+    unturned = torch.cat((torch.ones(1, head_dim // 2), torch.zeros(1, head_dim // 2)), dim=1).cuda()
+    kv_write.qkv_to_cache(qkv, num_kv_heads, num_kv_heads, head_dim, positions, slot, unturned, cache, cache)
     assert torch.equal(cache[-1, :, -1], k[0])
 
 
@@ -89,11 +77,13 @@ def test_qkv_to_cache(implementation, assert_close, dtype, norm, heads, head_dim
 
 
 def test_padding_shares_the_null_slot(implementation):
-    op, device = getattr(kv_write, f"_write_kv_{implementation.name}"), implementation.device
+    op, device = getattr(kv_write, f"_qkv_to_cache_{implementation.name}"), implementation.device
     k_cache, v_cache = caches(2, 2, 8, 64, torch.float32, device)
-    k, v = torch.randn(4, 2, 64, device=device), torch.randn(4, 2, 64, device=device)
+    qkv = torch.randn(4, 6 * 64, device=device)
     slots = torch.tensor([3, 16, 16, 16], dtype=torch.int32, device=device)
-    op(k, v, slots, k_cache, v_cache)
+    unturned = torch.cat((torch.ones(1, 32), torch.zeros(1, 32)), dim=1).to(device)
+    op(qkv, 2, 2, 64, torch.zeros(4, dtype=torch.int32, device=device), slots, unturned, k_cache, v_cache)
+    _, k, v = qkv.view(4, 3, 2, 64).unbind(1)
     for cache, values in ((k_cache, k), (v_cache, v)):
         written, rest_untouched = stored(cache, slots[:1])
         assert torch.equal(written, values[:1]) and rest_untouched

@@ -74,6 +74,7 @@ COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "stream_options": {"include_usage": True}}, "stream_options"),
     ({"prompt": "a", "stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
     ({"prompt": "a", "priority": 2**31}, "priority"),
+    ({"prompt": "a", "priority": 1}, "priority"),  # the server's policy is fcfs
     ({"prompt": "a", "cache_salt": 5}, "cache_salt"),
     ({"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),  # made-up words are no JSON
     ({"prompt": "a", "response_format": {"type": "yaml"}}, "response_format.type"),

@@ -97,7 +97,7 @@ class TestChat:
             user="me", metadata={"a": "b"}, store=False, service_tier="auto",
             extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 2, "ignore_eos": True,
                         "stop_token_ids": [3], "skip_special_tokens": False, "include_stop_str_in_output": True,
-                        "allowed_token_ids": [70, 71], "priority": 3, "cache_salt": "x", "add_generation_prompt": True,
+                        "allowed_token_ids": [70, 71], "priority": 0, "cache_salt": "x", "add_generation_prompt": True,
                         "chat_template_kwargs": {"enable_thinking": False}})
         assert len(set(answer.choices[0].message.content)) <= 2  # of one character each
 
