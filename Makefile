@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 HOST ?= 127.0.0.1
 PORT ?= 8000
 .PHONY: setup serve demo test test-fast test-gpu lint grid bench bench-gpu charts clean
@@ -27,7 +28,8 @@ test-fast: setup  ## under a minute, no weights
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not weights and not slow"
 
 test-gpu:  ## on a machine with a CUDA GPU; runs from a plain checkout with the machine's own python
-	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m pytest -m gpu -p no:cacheprovider
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider -n 8 tests/ops tests/models
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --ignore tests/ops --ignore tests/models tests
 
 lint: setup
 	$(BIN)/ruff check .
@@ -40,7 +42,7 @@ bench: setup  ## the figures of docs/benchmarks.md, into benchmarks/results
 	$(BIN)/python -m benchmarks.cpu_suite
 
 bench-gpu:  ## the figures of a GPU, into benchmarks/results; runs from a plain checkout with the machine's own python
-	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu_suite
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.gpu_suite
 
 charts: setup  ## benchmarks/results as pictures in docs/charts
 	$(BIN)/python -m benchmarks.charts

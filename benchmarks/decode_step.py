@@ -89,8 +89,9 @@ def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractCon
                     yield f"{features} x {k}: {shape}", mock.patch.object(
                         skinny, "choose_tile", instead(chosen, (features, k, gated), tile))
     for shape in ATTENTION:
-        every = {kind: ((attention_split.MANY, Tile(*shape)),) for kind in attention_split.SPLIT_TILES}
-        yield f"attention: {shape}", mock.patch.object(attention_split, "SPLIT_TILES", every)
+        yield f"attention: {shape}", mock.patch.multiple(
+            attention_split, SPLIT_TILES=dict.fromkeys(attention_split.SPLIT_TILES, Tile(*shape)),
+            SMALL_TILE=Tile(*shape))
 
 
 def products(model: Decoder) -> list[tuple[int, int, bool]]:

@@ -25,6 +25,10 @@ class AdmittedSlot:
     params: SamplingParams
 
 
+class DeviceLostError(RuntimeError):
+    """The device cannot compute any more, whatever it is given; only a new process may find it well again."""
+
+
 class SeqStep(NamedTuple):
     """`n` tokens of one sequence, from position `start` on, to be computed in this step.
 
@@ -50,7 +54,7 @@ class StepPlan:
     admitted: list[AdmittedSlot] = field(default_factory=list)
     seqs: list[SeqStep] = field(default_factory=list)
     released_slots: list[int] = field(default_factory=list)  # free since the last plan; applied before `admitted`
-    num_decodes: int = 0  # the first rows of `seqs`: running requests that missed one token; then come chunks
+    num_decodes: int = 0  # first rows of `seqs`: running requests that missed one token, long ones first; then chunks
 
     @property
     def num_tokens(self) -> int:

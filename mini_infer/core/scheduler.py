@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import count
+from operator import attrgetter
 
 from mini_infer.config import SchedulerConfig
 from mini_infer.core.kv_manager import KVManager
@@ -25,6 +26,7 @@ from mini_infer.core.waiting import WaitingQueue
 from mini_infer.protocol import AddRequest, EngineStats, RequestError, Timeline, TokenLogprobs, TokensOut
 
 RUNNING = RequestStatus.RUNNING
+BY_START = attrgetter("start")
 MAX_TIMELINES = 1024  # that wait to be taken
 
 
@@ -174,7 +176,7 @@ class Scheduler:
         return StepPlan(self._num_steps, admitted, seqs, released, num_decodes)
 
     def _plan_decodes(self) -> tuple[list[SeqStep], list[Request]]:
-        """Rows for the running requests with one missing token, and the requests that miss more.
+        """Rows for the running requests with one missing token, long contexts first, and the requests that miss more.
 
         Goes over every running request in every step: this is the scheduler's hot loop.
         """
@@ -202,6 +204,7 @@ class Scheduler:
             request.num_pending += 1
             # The one missing token is the last of the prompt or an output: no prompt token follows it.
             seqs.append(SeqStep(request.id, request.epoch, request.slot, start, 1, 0, new_blocks, True, False))
+        seqs.sort(key=BY_START, reverse=True)  # a GPU's attention ends sooner when it begins with what takes longest
         return seqs, chunks
 
     def _plan_chunk(self, seqs: list[SeqStep], request: Request, budget: int) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mini_infer.core.plan import StepPlan
-from mini_infer.engine.loop import DeviceLostError, PendingStep, StepFailedError
+from mini_infer.core.plan import DeviceLostError, StepPlan
+from mini_infer.engine.loop import PendingStep, StepFailedError
 from mini_infer.runtime.runner import Runner
 
 

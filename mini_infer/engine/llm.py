@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.engine.build import build_engine
+from mini_infer.engine.garbage import undisturbed
 from mini_infer.protocol import AddRequest, EngineInfo, EngineStats, RequestError, SamplingParams, check_priority
 from mini_infer.text.chat_template import ChatTemplate, require_chat_template
 from mini_infer.text.door import Door, PreparedRequest, Prompt, expand
@@ -65,6 +66,7 @@ class LLM:
         """KV blocks, queues, and counters since the start."""
         return self._loop.stats()
 
+    @undisturbed()
     def generate(self, prompts: Prompt | Sequence[Prompt],
                  sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
                  priority: int | Sequence[int] = 0, cache_salt: str = "", **params: Any) -> list[RequestOutput]:
@@ -78,6 +80,7 @@ class LLM:
         each = _as_params(sampling_params, params, len(items))
         return self._run(self._door.prepare_batch(items, each), priority, cache_salt, use_tqdm)
 
+    @undisturbed()
     def chat(self, messages: Sequence[Message] | Sequence[Sequence[Message]],
              sampling_params: SamplingParams | Sequence[SamplingParams] | None = None, *, use_tqdm: bool = True,
              tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,

@@ -8,18 +8,15 @@ import traceback
 from collections import deque
 from typing import Protocol
 
-from mini_infer.core.plan import StepPlan, StepResult
+from mini_infer.core.plan import DeviceLostError, StepPlan, StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.engine.view import StepTrace, look
 from mini_infer.protocol import AddRequest, EngineStats, EngineView, Timeline, TokensOut
 
 
-class DeviceLostError(RuntimeError):
-    """The device cannot compute any more, whatever it is given; only a new process may find it well again."""
-
-
 class PendingStep(Protocol):
-    """A submitted step. `result` waits for it; it does not raise for a failed step, it says so in the result."""
+    """A submitted step. `result` waits for it; it raises nothing but DeviceLostError: of a failed step the result says
+    so."""
 
     def result(self) -> StepResult: ...
 

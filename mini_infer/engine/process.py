@@ -19,12 +19,14 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from typing import NoReturn
 
 from mini_infer.config import ConfigError, EngineConfig
+from mini_infer.core.plan import DeviceLostError
 from mini_infer.engine.arrivals import POLL_SECONDS, Arrivals
 from mini_infer.engine.garbage import settle_memory
 from mini_infer.engine.ipc import Channel, Message
-from mini_infer.engine.loop import DeviceLostError, EngineLoop
+from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.sim import SimConfig
 from mini_infer.protocol import (
     AbortRequest,
@@ -171,13 +173,17 @@ def main(argv: list[str]) -> int:
     except DeviceLostError as error:
         traceback.print_exc()
         channel.send(EngineFailed(str(error), bad_config=False))
-        return 1
+        loop.close()
+        leave(1)  # from here: torch aborts the process when a tensor of the frames that have failed is freed
     finally:
         loop.close()
     return 0
 
 
-if __name__ == "__main__":
-    status = main(sys.argv[1:])
+def leave(status: int) -> NoReturn:
     sys.stderr.flush()
-    os._exit(status)  # libraries would take a while to go, and some complain of each other
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))  # libraries would take a while to go, and some complain of each other

@@ -16,7 +16,7 @@ import torch
 from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.kv_write import cache_offset
-from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
+from mini_infer.ops.pdl import MOST_ROWS, let_next_start, pdl_options, wait_for_previous
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,43 @@ class Tile:
     stages: int
 
 
+@dataclass(frozen=True)
+class Split:
+    """How the keys of a step are shared out: `keys` to a program, which takes `tile.keys` of them at a time."""
+
+    keys: int
+    tile: Tile
+
+
 MANY = 1 << 30
 TENSOR_CORE_ROWS = 16  # that they take at a time; a KV head's query heads are repeated to fill them
-# By (bytes of an element, head_dim rounded up to a power of two), up to how many sequences x KV heads each tile is for.
-# The 2-byte tiles up to 128 made decode steps shortest on an H200; the others are those that fit its shared memory.
-# Several programs share an SM and hide each other's latency, so tiles are small; with few programs each needs more
-# loads under way.
+# Bytes of an element and head_dim rounded up to a power of two, to what fits an H200's shared memory.
 SPLIT_TILES = {
-    (2, 64): ((511, Tile(32, 2, 5)), (1024, Tile(16, 1, 5)), (MANY, Tile(32, 1, 4))),
-    (2, 128): ((511, Tile(32, 2, 5)), (1024, Tile(16, 1, 5)), (MANY, Tile(32, 1, 4))),
-    (2, 256): ((MANY, Tile(64, 4, 3)),),
-    (4, 64): ((MANY, Tile(32, 4, 3)),),
-    (4, 128): ((MANY, Tile(32, 4, 3)),),
-    (4, 256): ((MANY, Tile(16, 4, 2)),),
+    (2, 64): Tile(32, 2, 5),
+    (2, 128): Tile(32, 2, 5),
+    (2, 256): Tile(64, 4, 3),
+    (4, 64): Tile(32, 4, 3),
+    (4, 128): Tile(32, 4, 3),
+    (4, 256): Tile(16, 4, 2),
 }
-# While the step's longest context makes no more programs than this, each has a single tile, all of it loaded at once.
+# Where there are so many programs that several share a multiprocessor and hide each other's latency; 2-byte elements
+# and head_dim up to 128.
+SMALL_TILE = Tile(16, 1, 5)
+WHOLE = 4096  # keys; contexts up to this are not split
+# By the step's longest context, then by how many sequences x KV heads there are, the programs that there are anyhow:
+# keys to a program, and whether the small tile is better. Few programs need short splits to fill the GPU, many need
+# long ones to have little to merge, and a long context is split whatever is beside it. Measured on an H200 with the
+# lengths of a real run, even ones and skewed ones (benchmarks/LOG.md).
+SPLITS = (
+    (1024, ((16, 128, False), (64, 256, False), (255, 512, False), (511, WHOLE, False), (MANY, WHOLE, True))),
+    (WHOLE, ((16, 128, False), (64, 256, False), (255, 512, False), (1400, WHOLE, False), (MANY, WHOLE, True))),
+    (MANY, ((16, 128, False), (64, 512, True), (MANY, 1024, False))),
+)
+MOST_SPLITS = 32  # of one sequence, where the table would cut a very long one into more than that
+# Where kernels start early (ops/pdl.py), and while the step's longest context makes no more programs than this, each
+# has a single tile, all of it loaded at once.
 ONE_TILE_PROGRAMS = 1056  # eight to a multiprocessor of an H200
 ONE_TILE = Tile(64, 2, 1)
-# Else keys per split by sequences x KV heads, the programs that there are anyhow: few programs need short splits to
-# fill the GPU, many need long ones to have little to merge.
-SPLIT_KEYS = ((16, 128), (64, 256), (255, 512), (MANY, 4096))
 MERGE_SPLITS = 16  # splits that the merging kernel reads at a time
 
 
@@ -79,15 +96,15 @@ def launch_split(
     # Splits count from the first key that a sequence sees, so a window bounds their number.
     longest = min(batch.max_seq_len, window) if window else batch.max_seq_len
     programs = batch.num_seqs * num_kv_heads
-    one_tile = (from_qkv is not None and q.element_size() == 2 and block_dim <= 128 and not window
-                and ONE_TILE.keys <= block_size
-                and programs * cdiv(longest, ONE_TILE.keys) <= ONE_TILE_PROGRAMS)
+    small = q.element_size() == 2 and block_dim <= 128
+    one_tile = (from_qkv is not None and small and not window and batch.num_tokens <= MOST_ROWS
+                and ONE_TILE.keys <= block_size and programs * cdiv(longest, ONE_TILE.keys) <= ONE_TILE_PROGRAMS)
     if one_tile:
-        tile, split_keys = ONE_TILE, ONE_TILE.keys
-    else:
-        tiles = SPLIT_TILES[q.element_size(), block_dim]  # beside chunks one of them does: no more kernels to compile
-        tile = next(tile for most, tile in tiles if programs <= most) if from_qkv else tiles[-1][1]
-        split_keys = next(keys for most, keys in SPLIT_KEYS if programs <= most)
+        split = Split(ONE_TILE.keys, ONE_TILE)
+    else:  # beside chunks one tile does: no more kernels to compile
+        split = choose_split(programs, longest, SPLIT_TILES[q.element_size(), block_dim],
+                             SMALL_TILE if small and from_qkv else None)
+    tile, split_keys = split.tile, split.keys
     num_splits = max(1, cdiv(longest, split_keys))
     # Sequences that fit one split write `out` directly, so that the scratch is only used by those that do not.
     partial = torch.empty((batch.num_seqs, num_heads, num_splits, head_dim) if num_splits > 1 else 1,
@@ -95,7 +112,8 @@ def launch_split(
     partial_lse = torch.empty((batch.num_seqs, num_heads, num_splits) if num_splits > 1 else 1,
                               dtype=torch.float32, device=q.device)
     norm = from_qkv is not None and from_qkv.q_norm is not None
-    _split_kernel[(batch.num_seqs, num_kv_heads, num_splits)](
+    # Programs start in this order: where long contexts come first, what is left for the end is short.
+    _split_kernel[(num_kv_heads, batch.num_seqs, num_splits)](
         out, partial, partial_lse, q, k_cache, v_cache, batch.cu_seqlens_q, batch.seq_lens, batch.slots,
         batch.block_table, from_qkv.rope_table if from_qkv else q, from_qkv.q_norm if from_qkv and norm else q,
         from_qkv.k_norm if from_qkv and norm else q, num_splits, split_keys, q.stride(0), q.stride(1),
@@ -113,6 +131,15 @@ def launch_split(
         )
 
 
+def choose_split(programs: int, longest: int, tile: Tile, small_tile: Tile | None) -> Split:
+    """The table's choice; `small_tile`, if there is one, where the table says so."""
+    rows = next(rows for most, rows in SPLITS if longest <= most)
+    keys, use_small = next((keys, use_small) for most, keys, use_small in rows if programs <= most)
+    if programs > 16:
+        keys = max(keys, next_power_of_2(cdiv(longest, MOST_SPLITS)))
+    return Split(keys, small_tile if small_tile and use_small else tile)
+
+
 @triton.jit(do_not_specialize=["num_splits", "split_keys"])
 def _split_kernel(
     out_ptr, partial_ptr, partial_lse_ptr, q_ptr, k_cache_ptr, v_cache_ptr, cu_seqlens_q_ptr, seq_lens_ptr, slots_ptr,
@@ -128,8 +155,8 @@ def _split_kernel(
     """
     ROWS: tl.constexpr = REPEAT * BLOCK_GROUP
     let_next_start(PDL)
-    seq = tl.program_id(0)
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(0)
+    seq = tl.program_id(1)
     split = tl.program_id(2)
     length = tl.load(seq_lens_ptr + seq)
     first = _first_key(length, WINDOW)

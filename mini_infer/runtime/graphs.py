@@ -15,7 +15,7 @@ MAX_BATCH = 512
 
 def batch_ladder(max_num_seqs: int) -> list[int]:
     """Batch sizes to capture: dense where padding would cost a large share, sparse above."""
-    sizes = [1, 2, 4, *range(8, 128, 8), *range(128, MAX_BATCH + 1, 16)]
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, MAX_BATCH + 1, 32)]
     return [size for size in sizes if size < max_num_seqs] + [min(max_num_seqs, MAX_BATCH)]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mini_infer.core.plan import SeqStep, StepPlan, StepResult
+from mini_infer.core.plan import DeviceLostError, SeqStep, StepPlan, StepResult
 from mini_infer.ops.logprobs import TopLogprobs
 from mini_infer.runtime.sampler import INVALID_TOKEN, INVALID_TOKEN_MESSAGE, SampleOutput, unpack_logprobs
 
@@ -52,13 +51,12 @@ class DeviceStep:
         return self._token_ids.tolist()
 
     def result(self) -> StepResult:
-        """Wait for the step; a fault of the device becomes the result's error."""
+        """Wait for the step. Raises DeviceLostError when the device has failed."""
         if self._event is not None:
             try:
                 self._event.synchronize()
-            except RuntimeError as error:
-                print(f"mini-infer engine: the device failed: {error}", file=sys.stderr)
-                return StepResult(self._plan.step_id, error="the device failed in a step of this request")
+            except RuntimeError as error:  # from now on every call to the device fails
+                raise DeviceLostError("the GPU has failed") from error
         seqs = self._plan.seqs
         token_ids = self._token_ids.tolist()
         failed = {i: INVALID_TOKEN_MESSAGE for i, token in enumerate(token_ids)

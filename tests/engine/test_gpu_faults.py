@@ -15,9 +15,9 @@ from tests.tiny import write_checkpoint
 pytestmark = pytest.mark.gpu
 
 LOST = """
-import sys, torch
+import os, sys, torch
 from mini_infer import LLM, SamplingParams
-from mini_infer.engine.loop import DeviceLostError
+from mini_infer.core.plan import DeviceLostError
 
 llm = LLM(sys.argv[1], device="cuda", num_kv_blocks=64, skip_tokenizer_init=True)
 model = llm._loop._executor._runner._model
@@ -32,7 +32,7 @@ try:
     for _ in range(3):
         llm.generate([1, 2], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False)
 except DeviceLostError:
-    sys.exit(7)
+    os._exit(7)  # what torch gives back on the way out would fail as well
 """
 
 

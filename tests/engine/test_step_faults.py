@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_infer.config import SchedulerConfig
-from mini_infer.core.plan import StepPlan
+from mini_infer.core.plan import DeviceLostError, StepPlan
 from mini_infer.core.scheduler import Scheduler
-from mini_infer.engine.loop import DeviceLostError, EngineLoop, StepFailedError
+from mini_infer.engine.loop import EngineLoop, StepFailedError
 from mini_infer.engine.sim import SimExecutor, SimPending
 from mini_infer.protocol import AddRequest, SamplingParams
 

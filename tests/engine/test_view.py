@@ -17,7 +17,6 @@ from mini_infer.core.request import MAX_SPANS, Request
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.engine import streams
 from mini_infer.engine.history import CAPACITY, Delivery, History
-from mini_infer.engine.ipc import FrameDecoder, encode
 from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.sim import SimExecutor, VirtualClock
 from mini_infer.engine.streams import OutputStream
@@ -26,6 +25,7 @@ from mini_infer.protocol import AddRequest, EngineView, SamplingParams, Span, St
 from mini_infer.text.output import CompletionDelta
 from tests.core.shadow import Engine
 
+ipc = pytest.importorskip("mini_infer.engine.ipc", exc_type=ImportError)
 AFTER = {"queued": {"prefill", "ended"}, "prefill": {"prefill", "decode", "preempted", "ended"},
          "decode": {"preempted", "ended"}, "preempted": {"prefill", "ended"}}
 
@@ -103,7 +103,7 @@ def test_every_look_adds_up(events: list[tuple[str, int, int, int]], depth: int,
     for event in events:
         run.do(*event)
         view = look(run.scheduler, run.trace)
-        [view] = FrameDecoder().feed(encode(view))  # as it comes to the front
+        [view] = ipc.FrameDecoder().feed(ipc.encode(view))  # as it comes to the front
         assert isinstance(view, EngineView)
         stats, cells = view.stats, Counter(cells_of(view))
         assert stats.free_blocks + stats.cached_blocks + stats.used_blocks == stats.total_blocks == num_blocks
@@ -238,7 +238,7 @@ class TestHistory:
 
     def test_messages_pass_the_socket(self) -> None:
         step = StepOutputs(ended=[timeline(7)])
-        messages = FrameDecoder().feed(encode(step) + encode(WatchEngine(True)))
+        messages = ipc.FrameDecoder().feed(ipc.encode(step) + ipc.encode(WatchEngine(True)))
         assert messages == [step, WatchEngine(True)]
 
 

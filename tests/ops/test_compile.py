@@ -54,7 +54,8 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
         shape = {"GROUP": group, "KV_HEADS": 2, "DIM": head_dim, "BLOCK_DIM": block_dim, "BLOCK_SIZE": block_size,
                  "WINDOW": window, "dtype": {2: "bf16", 4: "fp32"}[element]}
         block_group = triton.next_power_of_2(group)
-        for _, tile in attention_split.SPLIT_TILES[element, block_dim]:
+        tiles = [attention_split.SPLIT_TILES[element, block_dim]]
+        for tile in [*tiles, attention_split.SMALL_TILE] if element == 2 and block_dim <= 128 else tiles:
             split = {**shape, "BLOCK_GROUP": block_group, "REPEAT": 16 // block_group, "KEYS": tile.keys,
                      "ONE_TILE": False, "FROM_QKV": True, "NORM": True, **pdl}
             yield attention_split._split_kernel, split, {"num_warps": tile.warps, "num_stages": tile.stages}

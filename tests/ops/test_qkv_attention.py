@@ -18,19 +18,20 @@ EPS = 1e-6
 SEQUENCES = [(1, 5), (1, 200), (1, 0), (1, 63), (1, 64), (1, 129)]
 
 
-@pytest.mark.parametrize("one_tile", [True, False], ids=["one tile", "loop"])
+@pytest.mark.parametrize("tile", ["one tile", "loop", "small"])
 @pytest.mark.parametrize("window", [None, 50])
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "qk_norm"])
 @pytest.mark.parametrize("shape", [((4, 2), 128), ((7, 1), 80), ((3, 3), 64)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
-def test_split_kernel_from_qkv(monkeypatch, paged_case, device, dtype, shape, norm, window, one_tile):
+def test_split_kernel_from_qkv(monkeypatch, paged_case, device, dtype, shape, norm, window, tile):
     if device.type == "cpu" and dtype == torch.bfloat16:
         pytest.skip("the interpreter multiplies bfloat16 matrices as raw bits")
     if device.type == "cpu" and (window is None) == norm:
         pytest.skip("half of the cases are enough where they take long")
+    one_tile, small_tile = tile == "one tile", tile == "small"
     if not one_tile:
         monkeypatch.setattr(attention_split, "ONE_TILE_PROGRAMS", 0)
-    monkeypatch.setattr(attention_split, "SPLIT_KEYS", ((1 << 30, 96),))
+    monkeypatch.setattr(attention_split, "SPLITS", ((1 << 30, ((1 << 30, 96, small_tile),)),))
     (num_heads, num_kv_heads), head_dim = shape
     case = paged_case(SEQUENCES, (num_heads, num_kv_heads), head_dim, block_size=64, dtype=dtype, device=device)
     lens = case.batch.seq_lens.long()

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import time
 
-from mini_infer.core.plan import StepPlan
-from mini_infer.engine.loop import DeviceLostError, StepFailedError
+from mini_infer.core.plan import DeviceLostError, StepPlan
+from mini_infer.engine.loop import StepFailedError
 from mini_infer.engine.sim import SimExecutor, SimPending
 
 EXCEPTION, OUT_OF_MEMORY, SLOW_LAUNCH, HANG, DEVICE_LOST = 101, 102, 103, 104, 105
