@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mini_infer.config import RopeConfig
 from mini_infer.ops import attention_split
@@ -60,6 +62,16 @@ def test_split_kernel_from_qkv(monkeypatch, paged_case, device, dtype, shape, no
     torch.testing.assert_close(out.cpu(), expected, rtol=tolerance, atol=tolerance)
     for got, want in zip(caches, on_cpu):
         torch.testing.assert_close(got.cpu(), want, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+@given(programs=st.integers(1, 8192), longest=st.integers(1, 1 << 17))
+def test_how_keys_are_shared_out(programs, longest):
+    """Every context is covered by splits, few of them where there are programs enough, and by one where it is short."""
+    split = attention_split.choose_split(programs, longest, attention_split.Tile(64, 4, 3), attention_split.SMALL_TILE)
+    num_splits = -(-longest // split.keys)
+    assert split.keys % split.tile.keys == 0
+    assert programs <= 16 or num_splits <= attention_split.MOST_SPLITS
+    assert num_splits == 1 or programs <= 255 or longest > attention_split.WHOLE
 
 
 def test_short_steps_take_one_tile_a_program():
