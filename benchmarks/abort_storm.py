@@ -27,7 +27,7 @@ import uvloop
 from tqdm import tqdm
 
 from benchmarks.common import RESULTS, Figure, write_result
-from benchmarks.served import SEVEN_B, DryServer, conditions, write_model
+from benchmarks.served import SEVEN_B, DryServer, Server, conditions, write_model
 from benchmarks.wire import in_own_process, request_bytes
 
 MAX_STAY = 0.4  # seconds; a prompt's chunks and some twenty tokens
@@ -46,7 +46,7 @@ async def _storm(port: int, rate: float, seconds: float, chance: random.Random) 
     while (due := made / rate) < seconds:
         if (wait := begin + due - loop.time()) > 0:
             await asyncio.sleep(wait)
-        client = asyncio.ensure_future(_come_and_go(port, chance))
+        client = asyncio.ensure_future(come_and_go(port, chance))
         clients.add(client)
         client.add_done_callback(clients.discard)
         made += 1
@@ -55,7 +55,8 @@ async def _storm(port: int, rate: float, seconds: float, chance: random.Random) 
     return made, took
 
 
-async def _come_and_go(port: int, chance: random.Random) -> None:
+async def come_and_go(port: int, chance: random.Random) -> None:
+    """One client, which leaves before it has an answer."""
     request = request_bytes("/v1/completions", {
         "prompt": [chance.randrange(10, 3000) for _ in range(chance.choice((4, 100, 600)))], "max_tokens": 200,
         "ignore_eos": True, "n": chance.choice((1, 1, 4)), "stream": chance.random() < 0.7})
@@ -74,7 +75,7 @@ async def _come_and_go(port: int, chance: random.Random) -> None:
 class MemoryWatch(threading.Thread):
     """Samples (seconds, front's MB, engine's MB) until told to stop."""
 
-    def __init__(self, server: DryServer):
+    def __init__(self, server: Server):
         super().__init__(daemon=True)
         self.samples: list[tuple[float, float, float]] = []
         self._server = server
@@ -98,7 +99,7 @@ class MemoryWatch(threading.Thread):
         return 60 * sum((moment - mean_time) * (value - mean) for moment, value in zip(times, values)) / (spread or 1.0)
 
 
-def state(server: DryServer) -> dict[str, float]:
+def state(server: Server) -> dict[str, float]:
     """What must be the same before and after. The request that asks is part of it."""
     metrics, (front_fds, engine_fds) = server.metrics(), server.num_fds()
     return {"running": metrics["num_requests_running"], "waiting": metrics["num_requests_waiting"],
@@ -106,7 +107,7 @@ def state(server: DryServer) -> dict[str, float]:
             "engine_fds": engine_fds}
 
 
-def settled(server: DryServer, wanted: dict[str, float], seconds: float) -> dict[str, float]:
+def settled(server: Server, wanted: dict[str, float], seconds: float) -> dict[str, float]:
     """The state, as soon as it is what is wanted, or else when the time is over."""
     end = time.monotonic() + seconds
     while (found := state(server)) != wanted and time.monotonic() < end:

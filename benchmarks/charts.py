@@ -22,6 +22,8 @@ Result = dict[str, Any]  # the content of one JSON file
 BENCHMARKS = ("compare_transformers", "static_vs_continuous", "memory_utilization", "prefix_cache", "host_cost",
               "many_requests", "client_capacity")
 GPU_BENCHMARKS = tuple(gpu_charts.TABLES)
+SERVER_BENCHMARKS = ("front_cost", "overload", "abort_storm", "storm")  # told by their figures alone
+GROUPS = {"": BENCHMARKS, "gpu_": GPU_BENCHMARKS, "server_": SERVER_BENCHMARKS}  # by what their marks begin with
 DOCS = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "zh" / "benchmarks.md")
 CHARTS = ROOT / "docs" / "charts"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -29,7 +31,7 @@ MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def read_results(directory: Path) -> dict[str, Result]:
     """Those that are there, by name."""
-    paths = {name: directory / f"{name}.json" for name in BENCHMARKS + GPU_BENCHMARKS}
+    paths = {name: directory / f"{name}.json" for group in GROUPS.values() for name in group}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
@@ -126,17 +128,16 @@ TABLES: dict[str, Callable[[Result], str]] = {
 
 def with_tables(text: str, results: dict[str, Result], charts: str = "charts") -> str:
     """A document with the tables between its marks made anew; `figures` and `machine` are about all benchmarks of a
-    CPU, `gpu_figures` and `gpu_machine` about those of a GPU.
+    CPU, `gpu_figures` and `gpu_machine` about those of a GPU, `server_figures` and `server_machine` of the server.
 
     A table whose result is missing stays as it is. Those of a GPU come with their chart, whose directory is `charts` as
     the document sees it."""
 
     def table(mark: re.Match[str]) -> str:
         name = mark[2]
-        if name.removeprefix("gpu_") in ("figures", "machine"):
-            group = GPU_BENCHMARKS if name.startswith("gpu_") else BENCHMARKS
-            about = {key: result for key, result in results.items() if key in group}
-            content = (figures_table if name.endswith("figures") else machine_table)(about)
+        if (summary := re.fullmatch(r"(\w+_)?(figures|machine)", name)) is not None:
+            about = {key: result for key, result in results.items() if key in GROUPS[summary[1] or ""]}
+            content = (figures_table if summary[2] == "figures" else machine_table)(about)
         elif name in results:
             content = TABLES[name](results[name])
             if name in GPU_BENCHMARKS:
@@ -157,13 +158,15 @@ def charts_of(document: Path) -> str:
 
 
 def draw_all(results: dict[str, Result], directory: Path) -> list[Path]:
-    """One SVG for each result; returns their paths."""
+    """One SVG for each result that has a drawing; returns their paths."""
     style()
     from matplotlib import pyplot
 
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, result in results.items():
+        if name not in DRAWINGS:
+            continue
         figure, axes = pyplot.subplots(figsize=(7.2, 3.2))
         DRAWINGS[name](axes, result)
         paths.append(directory / f"{name}.svg")

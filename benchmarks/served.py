@@ -1,4 +1,4 @@
-"""A dry-run server for benchmarks: started as a user would, and asked what it cost."""
+"""A server for benchmarks: started as a user would, and asked what it cost."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.common import ROOT
 from mini_infer.config import BUNDLED_MODEL_DIR
 
+S = TypeVar("S", bound="Server")
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 SEVEN_B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
            "num_key_value_heads": 4, "head_dim": 128, "max_position_embeddings": 4096}
@@ -42,22 +45,25 @@ def conditions() -> dict[str, Any]:
             "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)}
 
 
-class DryServer:
-    """`mini-infer serve MODEL --dry-run ARGS` on a free port; a context manager that stops it."""
+class Server:
+    """`mini-infer serve ARGS` on a free port; a context manager that stops it. `log`: its lines since it was ready."""
 
-    def __init__(self, model: Path, *args: str):
-        command = [sys.executable, "-m", "mini_infer.cli", "serve", str(model), "--dry-run", "--port", "0", *args]
+    def __init__(self, *args: str):
+        command = [sys.executable, "-m", "mini_infer.cli", "serve", "--port", "0", *args]
         self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.port = 0
         assert self.process.stderr is not None
-        log = ""
+        start = ""
         for line in self.process.stderr:
-            log += line
+            start += line
             if match := re.search(r"http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(match[1])
                 break
         if not self.port:
-            raise RuntimeError(f"the server did not start:\n{log}")
+            raise RuntimeError(f"the server did not start:\n{start}")
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self.log.extend, args=(self.process.stderr,), daemon=True)
+        self._reader.start()  # a full pipe would stop the server
 
     @property
     def engine_pid(self) -> int:
@@ -83,23 +89,47 @@ class DryServer:
     def metrics(self) -> dict[str, float]:
         """The samples of /metrics by name, those of different labels added up."""
         found: dict[str, float] = {}
-        for line in self.get("/metrics").decode().splitlines():
-            if line.startswith("mini_infer:"):
-                name, _, value = line.removeprefix("mini_infer:").rpartition(" ")
-                name = name.partition("{")[0]
-                found[name] = found.get(name, 0.0) + float(value)
+        for series, value in self._samples():
+            name = series.partition("{")[0]
+            found[name] = found.get(name, 0.0) + value
         return found
 
-    def __enter__(self) -> DryServer:
+    def metric_by(self, name: str, label: str) -> dict[str, float]:
+        """The samples of one metric by the values of one label."""
+        pattern = re.compile(rf'{name}{{.*\b{label}="([^"]*)"')
+        return {match[1]: value for series, value in self._samples() if (match := pattern.match(series))}
+
+    def _samples(self) -> Iterator[tuple[str, float]]:
+        for line in self.get("/metrics").decode().splitlines():
+            if line.startswith("mini_infer:"):
+                series, _, value = line.removeprefix("mini_infer:").rpartition(" ")
+                yield series, float(value)
+
+    def look(self) -> dict[str, Any]:
+        """The engine's own view of itself, as the page sees it."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/v1/engine/events", timeout=30) as response:
+            for line in response:
+                if line.startswith(b"data: ") and (view := json.loads(line[6:]).get("view")) is not None:
+                    return view
+        raise RuntimeError("the server shows no view of its engine")
+
+    def __enter__(self: S) -> S:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  traceback: TracebackType | None) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.stderr is not None
-        self.process.stderr.read()
-        self.process.stderr.close()
+        self._reader.join()  # the end of the log is the end of both processes
         self.process.wait(timeout=60)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+class DryServer(Server):
+    """`mini-infer serve MODEL --dry-run ARGS`."""
+
+    def __init__(self, model: Path, *args: str):
+        super().__init__(str(model), "--dry-run", *args)
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -100,6 +100,7 @@ SERVE_FLAGS = (
     Flag("reasoning_parser", str, "how the model writes thoughts: qwen3, deepseek_r1, or none (not at all)"),
     Flag("max_logprobs", int, "most likely tokens that a request may ask for, up to 20 (20)"),
     Flag("max_body_size", size, "bytes that the body of a request may have (8MiB)"),
+    Flag("max_buffered_size", size, "bytes of unanswered requests and unread answers, all together (1GiB)"),
     Flag("enable_request_id_headers", True, "answer with an X-Request-Id: the client's, or a new one"),
     Flag("root_path", str, "path under which a proxy shows this server"),
     Flag("allowed_origins", list, "web origin that may use this server (CORS), * for all; may be repeated"),

@@ -117,8 +117,8 @@ class SamplingParams:
         _require(_is_int(self.n) and 1 <= self.n <= MAX_N, "n", f"an integer in [1, {MAX_N}]", self.n)
         _require(_is_number(self.temperature) and 0 <= self.temperature <= 100, "temperature",
                  "a number in [0, 100]", self.temperature)
-        _require(_is_int(self.top_k) and self.top_k >= -1, "top_k", "a positive integer, or 0 or -1 for off",
-                 self.top_k)
+        _require(_is_int(self.top_k) and -1 <= self.top_k <= MAX_SEED, "top_k",
+                 "a positive 64-bit integer, or 0 or -1 for off", self.top_k)
         _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number in (0, 1]", self.top_p)
         _require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", "a number in [0, 1]", self.min_p)
         _require(_is_number(self.repetition_penalty) and 0 < self.repetition_penalty <= 100, "repetition_penalty",
@@ -241,6 +241,7 @@ class AddRequest:
 @dataclass(frozen=True)
 class AbortRequest:
     request_ids: list[int]
+    reason: str = "abort"  # or "stop": the front found a stop string
 
 
 @dataclass(frozen=True)

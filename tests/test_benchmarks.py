@@ -114,6 +114,19 @@ def test_compare_vllm(checkpoint: str, tmp_path: Path) -> None:
     assert sides["mini-infer"]["offline_tok_s"] > 0 and set(sides["mini-infer"]["decode_ms"]) == {"1", "8"}
 
 
+@pytest.mark.weights
+def test_storm(tmp_path: Path) -> None:
+    pytest.importorskip("uvloop")
+    from benchmarks import storm
+
+    storm.main(["--quick", "--clients", "12", "--out", str(tmp_path)])
+    result = read(tmp_path, "storm")
+    falls_short = [figure for figure in result["figures"]
+                   if not figure["met"] and not figure["name"].startswith("memory")]
+    assert not falls_short and not result["log"], result["clients"]["faults"]
+    assert result["clients"]["compared"] > 5 < result["clients"]["streams"]
+
+
 def test_anchors_have_the_figures_that_we_measure() -> None:
     anchors = json.loads(compare_vllm.ANCHORS.read_text(encoding="utf-8"))
     for name, sides in anchors.items():
@@ -188,7 +201,7 @@ def test_suite_runs_each_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.
 
 
 def test_every_benchmark_has_a_script_a_table_and_a_chart() -> None:
-    for name in charts.BENCHMARKS + charts.GPU_BENCHMARKS:
+    for name in charts.BENCHMARKS + charts.GPU_BENCHMARKS + charts.SERVER_BENCHMARKS:
         assert (ROOT / "benchmarks" / f"{name}.py").is_file()
     assert set(charts.TABLES) == set(charts.DRAWINGS) == {*charts.BENCHMARKS, *charts.GPU_BENCHMARKS}
 
@@ -199,12 +212,12 @@ def test_documentation_says_what_the_results_say(path: Path) -> None:
     made = charts.with_tables(text, charts.read_results(RESULTS), charts.charts_of(path))
     assert made == text, "run `python -m benchmarks.charts --docs`"
     marked = {mark[2] for mark in charts.MARKED.finditer(text)}
-    assert marked == {*charts.TABLES, "figures", "machine", "gpu_figures", "gpu_machine"}
+    assert marked == {*charts.TABLES, *(group + name for group in charts.GROUPS for name in ("figures", "machine"))}
 
 
 def test_every_result_is_in_the_documentation() -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for name in charts.read_results(RESULTS):
+    for name in charts.read_results(RESULTS).keys() - charts.SERVER_BENCHMARKS:
         assert f"<!-- table: {name} -->" in text and f"charts/{name}.svg" in text
         assert (charts.CHARTS / f"{name}.svg").is_file(), "run `python -m benchmarks.charts`"
 

@@ -76,10 +76,10 @@ class Scheduler:
         self._head_refused = False
         self._num_added += 1
 
-    def abort(self, request_ids: Iterable[int]) -> list[TokensOut]:
+    def abort(self, request_ids: Iterable[int], reason: str = "abort") -> list[TokensOut]:
         """End requests at once, wherever they are. Ids that are unknown or finished already are passed over."""
         requests = [self._requests[i] for i in dict.fromkeys(request_ids) if i in self._requests]
-        return [self._end(request, "abort") for request in requests]
+        return [self._end(request, reason) for request in requests]
 
     def has_work(self) -> bool:
         """Whether any request is unfinished."""

@@ -40,14 +40,14 @@ class Arrivals:
         self._waiting[request.request_id] = (request, future)
         self.poll()
 
-    def abort(self, request_ids: list[int]) -> list[TokensOut]:
+    def abort(self, request_ids: list[int], reason: str) -> list[TokensOut]:
         """End requests wherever they are."""
         outputs = []
         for request_id in request_ids:
             if request_id in self._waiting:
                 self._waiting.pop(request_id)[1].cancel()
-                outputs.append(TokensOut(request_id, [], "abort"))
-        return outputs + self._loop.abort(request_ids)
+                outputs.append(TokensOut(request_id, [], reason))
+        return outputs + self._loop.abort(request_ids, reason)
 
     def poll(self, seconds: float = 0.0) -> None:
         """Add those whose grammar is there; waits so long for one of them at most."""

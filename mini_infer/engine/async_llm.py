@@ -280,16 +280,22 @@ class AsyncLLM:
             self._heard = now
         if timeout is not None:
             output.deadline = asyncio.get_running_loop().call_later(timeout, self._expire, output, timeout)
-        for index, (request, params) in enumerate(parts):
-            engine_id = next(self._ids)
-            ids = request.prompt_token_ids
-            self._processor.add(engine_id, ids, params, index, stream)
-            record = SequenceRecord(engine_id, output, len(ids), request.params, index, now)
-            self._records[engine_id] = record
-            output.request_ids.append(engine_id)
+        try:
+            for index, (request, params) in enumerate(parts):
+                engine_id = next(self._ids)
+                ids = request.prompt_token_ids
+                self._processor.add(engine_id, ids, params, index, stream)
+                record = SequenceRecord(engine_id, output, len(ids), request.params, index, now)
+                self._records[engine_id] = record
+                output.request_ids.append(engine_id)
+                for observer in self._observers:
+                    observer.on_submit(record)
+                self._client.send(AddRequest(engine_id, ids, params, priority, cache_salt, now))
+        except BaseException:  # nobody has the stream yet to close it
+            output.close()
             for observer in self._observers:
-                observer.on_submit(record)
-            self._client.send(AddRequest(engine_id, ids, params, priority, cache_salt, now))
+                observer.on_refused(engine_id)  # the one that could not be sent
+            raise
         if request_id is not None:
             self._named[request_id] = output
         return output
@@ -346,7 +352,12 @@ class AsyncLLM:
         elif isinstance(message, EngineView) and self._view is not None:
             self._view.set_result(message)
             self._view = None
-        elif isinstance(message, RequestRefused) and (record := self._records.get(message.request_id)) is not None:
+        elif isinstance(message, RequestRefused):
+            record = self._records.get(message.request_id)
+            if record is None:  # ended here meanwhile
+                for observer in self._observers:
+                    observer.on_refused(message.request_id)
+                return
             self._processor.discard(message.request_id)
             record.stream.request_ids.remove(message.request_id)
             self._forget(record, "error", time.monotonic())
@@ -370,7 +381,7 @@ class AsyncLLM:
             if delta.finish_reason is not None:
                 self._forget(record, delta.finish_reason, now)
         if aborts:
-            self._client.send(AbortRequest(aborts))
+            self._client.send(AbortRequest(aborts, "stop"))
         for observer in self._observers:
             observer.on_step(seen)
 
@@ -388,6 +399,8 @@ class AsyncLLM:
             record.stream.request_ids.clear()
             record.stream.fail(self._error)
             self._forget(record, "error", now)
+        for observer in self._observers:
+            observer.on_lost()
 
 
 def _load_text(config: EngineConfig, model_dir: str) -> tuple[Tokenizer, ChatTemplate | None]:

@@ -14,8 +14,8 @@ CAPACITY = 256
 class Delivery:
     """How a sequence reached its reader. Times are seconds of `time.monotonic`, which is the engine's clock as well.
 
-    reason: the front's own finish reason; the engine says "abort" where the front found a stop string. `stalls`: when
-    the reader of its request let others of its outputs wait, as (begin, end).
+    reason: the front's own finish reason. `stalls`: when the reader of its request let others of its outputs wait, as
+    (begin, end).
     """
 
     reason: str

@@ -192,7 +192,7 @@ class LLM:
         """One step of the engine; returns the sequences that have something new in their inbox."""
         deltas, aborts = self._processor.process(self._loop.step())
         if aborts:
-            self._loop.abort(aborts)
+            self._loop.abort(aborts, "stop")
         for sequence, delta in deltas:
             self._inboxes[sequence].append(delta)
         return [sequence for sequence, _ in deltas]

@@ -70,9 +70,9 @@ class EngineLoop:
         """Queue a request. Raises RequestError when it can never be served."""
         self._scheduler.add(request)
 
-    def abort(self, request_ids: list[int]) -> list[TokensOut]:
+    def abort(self, request_ids: list[int], reason: str = "abort") -> list[TokensOut]:
         """End requests wherever they are; unknown or finished ids are skipped."""
-        return self._scheduler.abort(request_ids)
+        return self._scheduler.abort(request_ids, reason)
 
     def step(self) -> list[TokensOut]:
         """Submit plans up to the depth, then wait for the oldest and return what it brought."""

@@ -46,4 +46,11 @@ class Observer:
 
     def on_finish(self, record: SequenceRecord, reason: str, now: float) -> None:
         """A sequence is over for the front. The engine's Timeline of it comes in this step's message, or in a later one
-        where the front ended it."""
+        where the front ended it: in the one that has the sequence's end. One that was aborted before the engine began
+        with it has an end without a Timeline."""
+
+    def on_refused(self, request_id: int) -> None:
+        """The engine refuses a sequence that is over for the front, or never had it: no Timeline will come."""
+
+    def on_lost(self) -> None:
+        """The engine is gone, and all sequences are over: no Timelines will come of those that it had."""

@@ -109,7 +109,7 @@ def _handle(message: Message, channel: Channel, loop: EngineLoop, arrivals: Arri
         arrivals.add(message)
         return []
     if isinstance(message, AbortRequest):
-        return arrivals.abort(message.request_ids)
+        return arrivals.abort(message.request_ids, message.reason)
     if isinstance(message, WatchEngine):
         if message.on:
             channel.send(loop.look())

@@ -147,9 +147,9 @@ class RecordingScheduler(Scheduler):
             raise RequestError(f"the request cannot be recorded: {error}") from None
         self._call("add", given, lambda: super(RecordingScheduler, self).add(item), lambda _: None)
 
-    def abort(self, request_ids: Iterable[int]) -> list[TokensOut]:
+    def abort(self, request_ids: Iterable[int], reason: str = "abort") -> list[TokensOut]:
         ids = list(request_ids)
-        return self._call("abort", encode(ids), lambda: super(RecordingScheduler, self).abort(ids), aborted_ids)
+        return self._call("abort", encode(ids), lambda: super(RecordingScheduler, self).abort(ids, reason), aborted_ids)
 
     def schedule(self) -> StepPlan | None:
         return self._call("plan", b"null", super().schedule, plan_body)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
@@ -20,20 +18,19 @@ from mini_infer.server.gate import ApiKeys, BodyLimit, RequestIdHeaders
 from mini_infer.server.launch import ServeOptions
 from mini_infer.server.lifecycle import Lifecycle, Turnstile
 from mini_infer.server.messages import message_routes
+from mini_infer.server.openapi import DescribedApi
 from mini_infer.server.page import page_routes
 from mini_infer.server.tokenize import tokenize_routes
 
 HEALTH = {"draining": "the server is shutting down", "stalled": "the engine makes no progress"}
-REFUSALS: dict[int | str, dict[str, Any]] = {  # for the schema of the API: each route has these
-    "4XX": {"description": "Refused: the error says why, in OpenAI's form; under /v1/messages in Anthropic's"}}
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def create_app(front: Front) -> FastAPI:
     """The application around an engine that has been started."""
     # The interactive pages would load scripts from the network; /openapi.json is what tools need.
-    app = FastAPI(title="mini-infer", version=__version__, docs_url=None, redoc_url=None,
-                  root_path=front.options.root_path, responses=REFUSALS)
+    app = DescribedApi(title="mini-infer", version=__version__, docs_url=None, redoc_url=None,
+                       root_path=front.options.root_path, keys=bool(front.options.api_key))
     errors.install(app)
     _add_gate(app, front.options, front.life)
     app.include_router(chat_routes(front))

@@ -10,9 +10,10 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute, APIRouter
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 
 from mini_infer.protocol import RequestError
-from mini_infer.server.errors import RefusedError
+from mini_infer.server.errors import CLIENT_GONE, RefusedError
 from mini_infer.server.limits import JsonMeter, parse_json
 
 M = TypeVar("M", bound=BaseModel)
@@ -24,14 +25,17 @@ class JsonRequest(Request):
     async def body(self) -> bytes:
         if not hasattr(self, "_body"):
             meter, pieces, refusal = JsonMeter(), [], None
-            async for piece in self.stream():
-                if refusal is None:
-                    try:
-                        meter.feed(piece)
-                        pieces.append(piece)
-                    except RequestError as error:
-                        refusal = RefusedError(400, str(error), error.param)
-                        pieces.clear()  # the rest is read, not kept: many clients read no answer before they are done
+            try:
+                async for piece in self.stream():
+                    if refusal is None:
+                        try:
+                            meter.feed(piece)
+                            pieces.append(piece)
+                        except RequestError as error:
+                            refusal = RefusedError(400, str(error), error.param)
+                            pieces.clear()  # the rest is read, not kept: many clients read no answer before they end
+            except ClientDisconnect:
+                raise RefusedError(CLIENT_GONE, "the client closed its connection") from None
             if refusal is not None:
                 raise refusal
             self._body = b"".join(pieces)

@@ -25,6 +25,8 @@ _BY_STATUS = {401: "authentication_error", 404: "not_found_error", 405: INVALID,
 ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
                     429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+CLIENT_GONE = 499  # nginx's number for it; nobody reads it
+CUT_SHORT = "mini_infer.cut_short"  # in a scope: the status of an error that came in the middle of a stream
 _RETRY_AFTER = {429: "1", 503: "10"}  # seconds
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 MAX_MESSAGE_CHARS = 1000  # a message quotes what was sent, which may be long
@@ -107,7 +109,7 @@ def install(app: FastAPI) -> None:
         return error_response(request.scope, *body_of(error))
 
     async def nobody(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nginx's number for it; seen in logs only
+        return Response(status_code=CLIENT_GONE)
 
     async def validation(request: Request, error: RequestValidationError) -> Response:
         message, param = describe(error.errors())

@@ -14,10 +14,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mini_infer.engine.async_llm import LONG_TEXT, AsyncLLM
-from mini_infer.engine.client import EngineDeadError
-from mini_infer.engine.streams import GenerationError, OutputStream, QueueFullError
+from mini_infer.engine.streams import GenerationError, OutputStream
 from mini_infer.protocol import RequestError, SamplingParams
-from mini_infer.server.errors import ModelNotFoundError, body_of
+from mini_infer.server.errors import ModelNotFoundError
 from mini_infer.server.feed import Feed
 from mini_infer.server.gate import client_request_id
 from mini_infer.server.launch import ServeOptions
@@ -111,12 +110,8 @@ class Front:
                priority: int = 0, cache_salt: str = "") -> OutputStream:
         """Hand prepared requests to the engine, as AsyncLLM.submit does. Raises QueueFullError or EngineDeadError where
         the queue was filled, or the engine ended, after the request had been let in."""
-        try:
-            return self.llm.submit(requests, priority=priority, cache_salt=cache_salt, stream=stream,
-                                   timeout=timeout or self.options.default_timeout)
-        except (QueueFullError, EngineDeadError) as error:
-            self.life.refused[body_of(error)[0]] += 1
-            raise
+        return self.llm.submit(requests, priority=priority, cache_salt=cache_salt, stream=stream,
+                               timeout=timeout or self.options.default_timeout)
 
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids, however many fit. Raises RequestError for a text that is too long even to count."""

@@ -20,7 +20,7 @@ from mini_infer.config import ConfigError, EngineConfig
 from mini_infer.engine.async_llm import STALL_TIMEOUT, AsyncLLM
 from mini_infer.engine.sim import SimConfig
 from mini_infer.protocol import MAX_LOGPROBS
-from mini_infer.server.limits import MAX_BODY_SIZE, MAX_TIMEOUT
+from mini_infer.server.limits import MAX_BODY_SIZE, MAX_BUFFERED_SIZE, MAX_TIMEOUT
 from mini_infer.text.chat_template import ChatTemplate
 from mini_infer.text.parsers.dialects import REASONING_PARSERS, TOOL_PARSERS
 
@@ -66,6 +66,7 @@ class ServeOptions:
     reasoning_parser: str | None = None
     max_logprobs: int = MAX_LOGPROBS
     max_body_size: int = MAX_BODY_SIZE
+    max_buffered_size: int = MAX_BUFFERED_SIZE
     enable_request_id_headers: bool = False
     otlp_traces_endpoint: str | None = None
 
@@ -93,6 +94,9 @@ class ServeOptions:
             raise ConfigError(f"max_logprobs must be between 0 and {MAX_LOGPROBS}, got {self.max_logprobs}")
         if self.max_body_size < 1024:
             raise ConfigError(f"max_body_size must be at least 1024 bytes, got {self.max_body_size}")
+        if self.max_buffered_size < self.max_body_size:
+            raise ConfigError(f"max_buffered_size must be at least max_body_size ({self.max_body_size} bytes), "
+                              f"got {self.max_buffered_size}")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path must begin with a slash and not end with one, got {self.root_path!r}")
         for name, parsers in (("tool_call_parser", TOOL_PARSERS), ("reasoning_parser", REASONING_PARSERS)):

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mini_infer.engine.async_llm import AsyncLLM
 from mini_infer.engine.streams import QueueFullError
 from mini_infer.server.errors import DrainingError, body_of, error_response
+from mini_infer.server.tally import Tally
 
 GENERATING_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 
 
 class Lifecycle:
-    """Counts the requests for generation that are being answered, and in `refused`, by status, those turned away.
+    """Counts the requests for generation that are being answered, and in `tally` what becomes of them.
 
     `max_concurrent`: as many as may be answered at a time; None: any number.
     """
 
-    def __init__(self, llm: AsyncLLM, refused: Counter[int], max_concurrent: int | None = None):
+    def __init__(self, llm: AsyncLLM, tally: Tally, max_concurrent: int | None = None):
         self._llm = llm
         self._max_concurrent = max_concurrent
         self.draining = False  # told to stop: what runs may finish
         self.restarting = False  # the engine has ended and is being started again
         self.active = 0
-        self.refused = refused
+        self.tally = tally
         self.idle = asyncio.Event()
         self.idle.set()
 
@@ -77,14 +77,14 @@ class Turnstile:
                 or scope["path"].removeprefix(scope.get("root_path", "")) not in GENERATING_PATHS:
             return await self._app(scope, receive, send)
         life = self._life
-        try:
-            life.check()
-        except Exception as error:
-            status, body = body_of(error)
-            life.refused[status] += 1
-            return await error_response(scope, status, body)(scope, receive, send)
-        life.enter()
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            life.leave()
+        with life.tally.visit(scope, send) as visit:
+            try:
+                life.check()
+            except Exception as error:
+                return await error_response(scope, *body_of(error))(scope, receive, visit.send)
+            visit.let_in = True
+            life.enter()
+            try:
+                await self._app(scope, receive, visit.send)
+            finally:
+                life.leave()

@@ -13,9 +13,13 @@ from mini_infer.protocol import RequestError, SamplingParams
 
 MAX_HEADERS = 128
 MAX_HEADER_BYTES = 64 * 1024  # of the request line and all headers together
+MAX_PIPELINED = 16  # requests of a connection that wait for the answer to the one before
+MAX_PIPELINED_BYTES = 2**20  # of their bodies
 HEADER_SECONDS = 30.0  # for a connection to bring all headers of a request
 BODY_SECONDS = 60.0  # and then its body
 MAX_BODY_SIZE = 8 * 2**20  # bytes, unless --max-body-size says otherwise
+MAX_BUFFERED_SIZE = 2**30  # bytes of all connections together, unless --max-buffered-size says otherwise
+SMALL_REQUEST = 8192  # bytes; it is let in all the same: a probe, a look at the metrics
 MAX_DEPTH = 64  # of nested arrays and objects
 MAX_VALUES = 1_000_000  # of a body: numbers, strings, …
 MAX_OBJECTS = 20_000  # of a body; reading one (a message, a part of it) takes ten microseconds, for which others wait

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from mini_infer.engine.streams import OutputStream
 from mini_infer.server.body import json_router
-from mini_infer.server.errors import anthropic_body, body_of
+from mini_infer.server.errors import anthropic_body
 from mini_infer.server.front import Front, Usage, check, json_response, whole
 from mini_infer.server.messages_schemas import CountTokensRequest, MessagesRequest
 from mini_infer.server.reading import Reading
@@ -44,7 +44,7 @@ def message_routes(front: Front) -> APIRouter:
         parser = reading.parser(prompt)
         output = front.submit(prepared, stream=body.stream)
         if body.stream:
-            return EventStream(_events(output, answer, usage, None if reading.plain else parser))
+            return EventStream(_events(output, answer, usage, None if reading.plain else parser), error_event)
         [delta] = await whole(output, request)
         usage.add(delta)
         message = Message([Content(delta.text)] if reading.plain else parser.read(delta.text))
@@ -169,12 +169,13 @@ async def _events(output: OutputStream, answer: Answer, usage: Usage,
                 data += typed_event("message_stop")
             if data:
                 yield data
-    except Exception as error:
-        if not started:  # the status line can still say it
-            raise
-        yield typed_event("error", error=anthropic_body(*body_of(error))["error"])
     finally:
         output.close()
+
+
+def error_event(status: int, body: dict[str, Any]) -> bytes:
+    """How Anthropic's streams end with an error."""
+    return named_event("error", anthropic_body(status, body))
 
 
 def typed_event(kind: str, **fields: Any) -> bytes:

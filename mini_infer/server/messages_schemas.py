@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 
 from mini_infer.protocol import RequestError
 from mini_infer.server.body import validated
-from mini_infer.server.schemas import ChatCompletionRequest, RequestModel, Texts
+from mini_infer.server.schemas import (
+    STOPS,
+    ChatCompletionRequest,
+    RequestModel,
+    Temperature,
+    Texts,
+    TopK,
+    TopP,
+    shown,
+)
 
 
 class Block(RequestModel):
@@ -102,7 +111,8 @@ class Metadata(RequestModel):
 
 class CountTokensRequest(RequestModel):
     model: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True, examples=[
+        [{"role": "user", "content": "What is 27 + 35?"}]])]
     system: str | Annotated[list[TextBlock], Field(fail_fast=True)] | None = None
     tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
     tool_choice: ToolChoice | None = None
@@ -130,12 +140,12 @@ class CountTokensRequest(RequestModel):
 
 
 class MessagesRequest(CountTokensRequest):
-    max_tokens: int
-    stop_sequences: Texts | None = None
+    max_tokens: Annotated[int, shown(minimum=1, examples=[16])]
+    stop_sequences: Annotated[Texts | None, STOPS] = None
     stream: bool = False
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
     # Without an effect on the answer, by their meaning.
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None

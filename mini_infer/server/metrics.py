@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from mini_infer.engine.observer import Observer, StepSeen
 from mini_infer.engine.streams import OutputStream, SequenceRecord
 from mini_infer.protocol import EngineInfo, EngineStats, Timeline
+from mini_infer.server.tally import Tally
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
                 80.0, 160.0)
@@ -63,6 +64,15 @@ class Histogram:
         return family
 
 
+@dataclass(slots=True)
+class Group:
+    """Of a prompt's n sequences: how many are over, whether all of those ended well, the tokens of the longest."""
+
+    over: int = 0
+    well: bool = True
+    longest: int = 0
+
+
 @dataclass(frozen=True)
 class Source:
     """Where the figures that others keep come from."""
@@ -98,8 +108,8 @@ class ServerMetrics(Collector, Observer):
         self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
         self._computed_tokens = 0  # as of the last step
         self._untimed: dict[int, SequenceRecord] = {}  # ended well here; the engine's timeline is still to come
-        self._groups: dict[tuple[OutputStream, int], tuple[int, int]] = {}  # of n > 1: how many are over, the longest
-        self.refused: Counter[int] = Counter({429: 0, 503: 0})  # counted by whoever refuses
+        self._groups: dict[tuple[OutputStream, int], Group] = {}  # by stream and prompt, while not all are over
+        self.requests = Tally()  # the door counts them
         self._source: Source | None = None
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -151,18 +161,18 @@ class ServerMetrics(Collector, Observer):
         self.inference.observe(record.last_token - admitted)
 
     def _on_one_of_n(self, record: SequenceRecord, reason: str) -> None:
-        """What is said once for a request, when the last of its sequences is over."""
-        params, longest = record.params, record.num_tokens
-        if params.n > 1:
-            key = (record.stream, record.index // params.n)
-            over, before = self._groups.get(key, (0, 0))
-            longest = max(before, longest)
-            if over + 1 < params.n:
-                self._groups[key] = (over + 1, longest)
-                return
-            self._groups.pop(key, None)
-        if reason in WELL:
-            self.longest.observe(longest)
+        """What is said once for the n sequences of a prompt, when the last of them is over: if all ended well."""
+        params = record.params
+        key = (record.stream, record.index // params.n)
+        group = self._groups.setdefault(key, Group())
+        group.over += 1
+        group.longest = max(group.longest, record.num_tokens)
+        group.well &= reason in WELL
+        if group.over < params.n:
+            return
+        del self._groups[key]
+        if group.well:
+            self.longest.observe(group.longest)
             self.params_n.observe(params.n)
             if params.max_tokens is not None:
                 self.max_tokens.observe(params.max_tokens)
@@ -200,10 +210,16 @@ class ServerMetrics(Collector, Observer):
         yield counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prompt_tokens)
         yield counter("prefix_cache_hits", "The same as prompt_tokens_cached.", stats.cached_tokens)
         yield counter("engine_steps", "Steps the engine has taken.", stats.steps)
+        yield counter("requests_received", "Requests for text.", self.requests.received)
+        ended = CounterMetricFamily("mini_infer:requests_ended", "The same that are over, by what became of them.",
+                                    labels=["model_name", "outcome"])
+        for outcome, number in self.requests.ended.items():
+            ended.add_metric([*model, outcome], number)
+        yield ended
         yield gauge("front_tasks", "Tasks of the front's event loop.", len(asyncio.all_tasks()))
         refused = CounterMetricFamily("mini_infer:requests_refused", "Requests that were not let in, by HTTP status.",
                                       labels=["model_name", "status"])
-        for status, number in self.refused.items():
+        for status, number in self.requests.turned_away.items():
             refused.add_metric([*model, str(status)], number)
         yield refused
         success = CounterMetricFamily("mini_infer:request_success", "Finished sequences by the reason they ended.",

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import uvicorn
 import uvloop
@@ -17,6 +18,7 @@ from mini_infer.engine.async_llm import AsyncLLM
 from mini_infer.engine.client import EngineDeadError
 from mini_infer.engine.garbage import settle_memory
 from mini_infer.server.app import create_app
+from mini_infer.server.buffers import Buffers
 from mini_infer.server.connection import Connection
 from mini_infer.server.feed import Feed
 from mini_infer.server.front import Front
@@ -62,7 +64,7 @@ async def _serve(options: ServeOptions, sock: socket.socket, llm: AsyncLLM, star
     metrics = ServerMetrics()
     feed = Feed(llm, metrics)
     llm.observe(metrics)
-    life = Lifecycle(llm, metrics.refused, options.max_concurrent_requests)
+    life = Lifecycle(llm, metrics.requests, options.max_concurrent_requests)
     starting = asyncio.ensure_future(llm.start())
     supervisor = Supervisor(options, llm, life, lambda info: metrics.attach(Source(options.model_names[0], info,
                                                                                    llm.stats)))
@@ -94,9 +96,11 @@ async def _serve(options: ServeOptions, sock: socket.socket, llm: AsyncLLM, star
             f"{info.num_blocks} KV blocks of {info.block_size}")
         log(f"ready in {time.perf_counter() - start:.2f} s: {scheme}://{f'[{host}]' if ':' in host else host}:{port}")
 
+    buffers = Buffers(options.max_buffered_size, options.max_body_size)
     server = Server(uvicorn.Config(
-        app, http=Connection, ws="none", lifespan="off", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=CLOSE_SECONDS,
+        app, http=partial(Connection, buffers),  # type: ignore[arg-type]  # it calls what it says is a class
+        ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
         ssl_certfile=options.ssl_certfile, ssl_keyfile=options.ssl_keyfile, ssl_ca_certs=options.ssl_ca_certs,
         ssl_cert_reqs=options.ssl_cert_reqs), ready)
     serving, watching = asyncio.ensure_future(server.serve(sockets=[sock])), asyncio.ensure_future(supervisor.watch())

@@ -6,13 +6,22 @@ together, and say so); whatever is not is refused with the field's name. `null` 
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from mini_infer.protocol import MAX_LOGPROBS, RequestError, SamplingParams, StructuredOutputs
-from mini_infer.server.limits import MAX_ID_CHARS, MAX_TIMEOUT, check_entries, check_strings
+from mini_infer.protocol import MAX_LOGPROBS, MAX_N, MAX_SEED, RequestError, SamplingParams, StructuredOutputs
+from mini_infer.server.limits import (
+    MAX_ENTRIES,
+    MAX_ID_CHARS,
+    MAX_STRING_CHARS,
+    MAX_TIMEOUT,
+    check_entries,
+    check_strings,
+)
 
 # Fields of OpenAI or vLLM that are not served, and why: a better answer than "unknown field".
 UNSUPPORTED: dict[str, str] = {
@@ -44,15 +53,52 @@ UNSUPPORTED: dict[str, str] = {
 }
 
 
+def shown(**limits: Any) -> Any:
+    """Limits of a field in the schema of the API, in JSON Schema's words; it is SamplingParams that holds them."""
+    return Field(json_schema_extra=limits)
+
+
+def token_ids(name: str, **limits: Any) -> Any:
+    """The same of a list of token ids."""
+    return shown(maxItems=MAX_ENTRIES[name], items={"minimum": 0}, **limits)
+
+
+def _boolean(value: Any) -> Any:
+    """For Literal, to which 0 is False."""
+    if not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "Input should be a valid boolean")
+    return value
+
+
 # A list that ends its validation at the first wrong entry: the error names that one anyway.
 Texts = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Temperature = Annotated[float, shown(minimum=0, maximum=100)]
+TopP = Annotated[float, shown(exclusiveMinimum=0, maximum=1)]
+TopK = Annotated[int, shown(minimum=-1, maximum=MAX_SEED)]
+Penalty = Annotated[float, shown(minimum=-2, maximum=2)]
+Bias = Annotated[float, shown(minimum=-100, maximum=100)]
+NumLogprobs = Annotated[int | None, shown(minimum=0, maximum=MAX_LOGPROBS)]
+OnlyFalse = Annotated[Literal[False], BeforeValidator(_boolean)]
+OnlyTrue = Annotated[Literal[True], BeforeValidator(_boolean)]
+MaxTokens = Annotated[int | None, shown(minimum=1, examples=[16])]
+TOKEN_ID = re.compile("^(0|[1-9][0-9]{0,9})$")  # as a key of JSON
+STRINGS = {"minLength": 1, "maxLength": MAX_STRING_CHARS}
+STOPS = shown(**STRINGS, maxItems=MAX_ENTRIES["stop"], items=STRINGS)
+
+
+def _show_null(schema: dict[str, Any]) -> None:
+    """In the schema of the API: what may be left out may also be null."""
+    for name, field in schema.get("properties", {}).items():
+        if name not in schema.get("required", ()) and {"type": "null"} not in (field, *field.get("anyOf", ())):
+            outer = {key: field.pop(key) for key in ("title", "default") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outer}
 
 
 class RequestModel(BaseModel):
     """Strict: no unknown fields and no conversions ("1" is not 1)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_show_null)
 
     @model_validator(mode="before")
     @classmethod
@@ -123,33 +169,34 @@ class GenerationRequest(RequestModel):
     """What chat and plain completions have in common."""
 
     model: str | None = None
-    n: int = 1
-    temperature: float = 1.0
-    top_p: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    stop: str | Texts | None = None
-    logit_bias: dict[str, float] | None = None
-    max_tokens: int | None = None
+    n: Annotated[int, shown(minimum=1, maximum=MAX_N)] = 1
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    seed: Annotated[int | None, shown(minimum=-MAX_SEED - 1, maximum=MAX_SEED)] = None
+    stop: Annotated[str | Texts | None, STOPS] = None
+    logit_bias: Annotated[dict[str, Bias] | None, shown(
+        propertyNames={"pattern": TOKEN_ID.pattern}, maxProperties=MAX_ENTRIES["logit_bias"])] = None
+    max_tokens: MaxTokens = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     # vLLM's
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop_token_ids: TokenIds | None = None
-    min_tokens: int = 0
+    top_k: TopK = 0
+    min_p: Annotated[float, shown(minimum=0, maximum=1)] = 0.0
+    repetition_penalty: Annotated[float, shown(exclusiveMinimum=0, maximum=100)] = 1.0
+    stop_token_ids: Annotated[TokenIds | None, token_ids("stop_token_ids")] = None
+    min_tokens: Annotated[int, shown(minimum=0)] = 0
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
-    allowed_token_ids: TokenIds | None = None
-    bad_words: Texts | None = None
-    prompt_logprobs: int | None = None
+    allowed_token_ids: Annotated[TokenIds | None, token_ids("allowed_token_ids", minItems=1)] = None
+    bad_words: Annotated[Texts | None, shown(maxItems=MAX_ENTRIES["bad_words"], items=STRINGS)] = None
+    prompt_logprobs: NumLogprobs = None
     structured_outputs: StructuredOutputsFields | None = None
     return_token_ids: bool = False
-    use_beam_search: Literal[False] = False
+    use_beam_search: OnlyFalse = False
     add_special_tokens: bool | None = None  # to the prompt; None: for plain text yes, for a rendered template no
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     cache_salt: Annotated[str, Field(max_length=1024)] = ""
@@ -158,11 +205,11 @@ class GenerationRequest(RequestModel):
     # Without an effect on the answer, by their meaning.
     user: str | None = None
     metadata: dict[str, str] | None = None
-    store: Literal[False] = False
+    store: OnlyFalse = False
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: Literal["in-memory", "in_memory", "24h"] | None = None
-    spaces_between_special_tokens: Literal[True] = True
+    spaces_between_special_tokens: OnlyTrue = True
     service_tier: Literal["auto", "default"] | None = None
 
     @model_validator(mode="after")
@@ -198,17 +245,17 @@ class GenerationRequest(RequestModel):
     def _logit_bias(self) -> dict[int, float] | None:
         if self.logit_bias is None:
             return None
-        try:
-            return {int(token): bias for token, bias in self.logit_bias.items()}
-        except ValueError:
-            raise RequestError("logit_bias must be keyed by token ids", "logit_bias") from None
+        if not all(map(TOKEN_ID.fullmatch, self.logit_bias)):
+            raise RequestError("logit_bias must be keyed by token ids", "logit_bias")
+        return {int(token): bias for token, bias in self.logit_bias.items()}
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
-    max_tokens: int | None = None  # 16
-    max_completion_tokens: int | None = None  # the same; load generators send it here too
-    logprobs: int | None = None
+    prompt: Annotated[str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
+                      shown(examples=["Once upon a time"])]
+    max_tokens: Annotated[int | None, shown(minimum=0, examples=[16])] = None  # 16; 0 with echo only
+    max_completion_tokens: Annotated[int | None, shown(minimum=0, examples=[16])] = None  # the same, by its newer name
+    logprobs: NumLogprobs = None
     echo: bool = False
     best_of: int | None = None  # only what n says anyway
     suffix: Literal[""] | None = None
@@ -307,7 +354,8 @@ class NamedToolChoice(RequestModel):
 class Conversation(RequestModel):
     """What goes through the chat template, in every route that has one."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True, examples=[
+        [{"role": "user", "content": "What is 27 + 35?"}]])]
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     documents: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
@@ -323,7 +371,7 @@ class Conversation(RequestModel):
 
 
 class ChatCompletionRequest(GenerationRequest, Conversation):
-    max_completion_tokens: int | None = None
+    max_completion_tokens: MaxTokens = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     modalities: list[Literal["text"]] | None = None

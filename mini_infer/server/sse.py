@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mini_infer.server.errors import ClientGoneError, body_of
+from mini_infer.server.errors import CUT_SHORT, ClientGoneError, body_of
 
 T = TypeVar("T")
 DONE = b"data: [DONE]\n\n"
@@ -29,24 +29,31 @@ def named_event(name: str, value: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(value))
 
 
+def error_event(status: int, body: dict[str, Any]) -> bytes:
+    """How OpenAI's streams end with an error."""
+    return event(body) + DONE
+
+
 class EventStream(Response):
     """Sends what `events` yields (bytes of whole events) until it ends or the client goes away.
 
     The first item is awaited before the status line goes out, so a request that is refused by the engine still gets its
-    4xx or 5xx; an error after that becomes an `error` event. `events` is closed in every case, which aborts what
-    it was reading from.
+    4xx or 5xx; of an error after that `last_words` makes the last event. `events` is closed in every case, which
+    aborts what it was reading from.
     """
 
-    def __init__(self, events: AsyncIterator[bytes]):
+    def __init__(self, events: AsyncIterator[bytes],
+                 last_words: Callable[[int, dict[str, Any]], bytes] = error_event):
         self.status_code = 200
         self.background = None
         self._events = events
+        self._last_words = last_words
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientGoneError):
-            await until_gone(receive, self._run(send))
+            await until_gone(receive, self._run(scope, send))
 
-    async def _run(self, send: Send) -> None:
+    async def _run(self, scope: Scope, send: Send) -> None:
         events = self._events
         try:
             first = await anext(events, DONE)
@@ -56,7 +63,9 @@ class EventStream(Response):
                 async for data in events:
                     await send({"type": "http.response.body", "body": data, "more_body": True})
             except Exception as error:
-                await send({"type": "http.response.body", "body": event(body_of(error)[1]) + DONE, "more_body": True})
+                scope[CUT_SHORT], body = body_of(error)
+                words = self._last_words(scope[CUT_SHORT], body)
+                await send({"type": "http.response.body", "body": words, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await events.aclose()  # type: ignore[attr-defined]

@@ -6,13 +6,15 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from starlette.responses import Response
 
 from mini_infer.protocol import RequestError
 from mini_infer.server.body import json_router, validated
 from mini_infer.server.front import Front, json_response
-from mini_infer.server.schemas import Conversation, RequestModel, TokenIds, Tool
+from mini_infer.server.schemas import Conversation, RequestModel, TokenIds, Tool, shown
 
 SMALL = 4000  # ids; what more of them mean is found beside the event loop
 
@@ -34,15 +36,22 @@ class TokenizeChat(Conversation):
 
 
 class DetokenizeRequest(RequestModel):
-    tokens: TokenIds
+    tokens: Annotated[TokenIds, shown(items={"minimum": 0})]
     model: str | None = None
+
+
+class EitherOf:
+    """Makes the schema of the API show a body as one of two models."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, show: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return show(TypeAdapter(TokenizePrompt | TokenizeChat).core_schema)
 
 
 def tokenize_routes(front: Front) -> APIRouter:
     router = json_router()
 
     @router.post("/tokenize", summary="The token ids of a text or a conversation")
-    async def tokenize(body: dict[str, Any]) -> Response:
+    async def tokenize(body: Annotated[dict[str, Any], EitherOf()]) -> Response:
         # One of two models, told apart by a field: as a union, what is wrong would be said of both.
         if ("messages" in body) == ("prompt" in body):
             raise RequestError("one of prompt and messages must be given", "prompt")

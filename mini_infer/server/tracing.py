@@ -31,13 +31,13 @@ from mini_infer.server.gate import client_request_id
 
 EXPORT_SECONDS = 5.0  # for one batch, retries included
 FLUSH_SECONDS = 3.0  # at the end, for what was not sent yet: a collector that hangs must not hold up the server
-MAX_OPEN = 4096  # requests whose timelines are still to come; an engine that died never tells
+MAX_OPEN = 4096  # requests whose timelines are still to come; an engine that hangs never tells
 ATTRIBUTES = contexts.create_key("mini-infer request")
 
 
 @dataclass(slots=True)
 class _Sequence:
-    """One that is over. `timeline` is the engine's; None where it never told."""
+    """One that is over. `timeline` is the engine's; None where it had not begun, or has gone."""
 
     record: SequenceRecord
     reason: str
@@ -116,15 +116,31 @@ class Tracing(Observer):
             self._emit(record.stream)
 
     def on_step(self, seen: StepSeen) -> None:
+        if not self._streams:
+            return
         for timeline in seen.outputs.ended:
-            stream = self._streams.pop(timeline.request_id, None)
-            if stream is None:
-                continue
-            request = self._requests[stream]
-            request.untimed.discard(timeline.request_id)
-            request.over[timeline.request_id].timeline = timeline
-            if not request.num_running and not request.untimed:
-                self._emit(stream)
+            self._told(timeline.request_id, timeline)
+        for out in seen.outputs.outputs:
+            if out.finish_reason is not None:
+                self._told(out.request_id, None)  # it waited for its grammar, or there were too many timelines
+
+    def on_refused(self, request_id: int) -> None:
+        self._told(request_id, None)
+
+    def on_lost(self) -> None:
+        for request_id in list(self._streams):
+            self._told(request_id, None)
+
+    def _told(self, request_id: int, timeline: Timeline | None) -> None:
+        """All that the engine says of a sequence, unless it has said it before."""
+        stream = self._streams.pop(request_id, None)
+        if stream is None:
+            return
+        request = self._requests[stream]
+        request.untimed.discard(request_id)
+        request.over[request_id].timeline = timeline
+        if not request.num_running and not request.untimed:
+            self._emit(stream)
 
     # ---- told ----------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ class Loop:
             raise RequestError("prompt must not be empty", "prompt")
         self.added.append(request.request_id)
 
-    def abort(self, request_ids: list[int]) -> list[TokensOut]:
+    def abort(self, request_ids: list[int], reason: str) -> list[TokensOut]:
         return [TokensOut(one, [], "abort") for one in request_ids if one in self.added]
 
 
@@ -50,7 +50,8 @@ def test_who_waits_and_who_does_not() -> None:
     arrivals.add(request(8))
     arrivals.poll()
     assert loop.added == [1, 3, 8] and len(arrivals) == 4
-    assert [(out.request_id, out.finish_reason) for out in arrivals.abort([6, 8, 99])] == [(6, "abort"), (8, "abort")]
+    ended = arrivals.abort([6, 8, 99], "abort")
+    assert [(out.request_id, out.finish_reason) for out in ended] == [(6, "abort"), (8, "abort")]
     gate.set()
     while arrivals and time.monotonic() < end:
         arrivals.poll(0.01)

@@ -135,6 +135,7 @@ class TestGenerate:
             assert stopped.text == whole.text[:whole.text.index(stop)]
             assert (stopped.finish_reason, stopped.stop_reason) == ("stop", stop)
             await eventually(lambda: llm.stats().used_blocks == 0)
+            assert (llm.stats().requests_finished, llm.stats().requests_aborted) == (2, 0)
 
     async def test_bad_requests_are_refused_and_cost_nothing(self, small: Path) -> None:
         async with dry(small) as llm:
@@ -150,6 +151,25 @@ class TestGenerate:
                 assert error.value.param == field
             assert llm.stats().requests_added == 0
             assert len(await collect(llm, "a", SamplingParams(max_tokens=2), stream=False)) == 1
+
+    async def test_a_request_that_cannot_be_sent_leaves_nothing(self, small: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+        """Not even those of its completions that were sent before."""
+        async with dry(small) as llm:
+            send, sent = llm._client.send, list[AddRequest]()
+
+            def second_fails(message: object) -> None:
+                if isinstance(message, AddRequest):
+                    sent.append(message)
+                    if len(sent) == 2:
+                        raise OverflowError("a number that no message can hold")
+                send(message)  # type: ignore[arg-type]
+
+            monkeypatch.setattr(llm._client, "send", second_fails)
+            with pytest.raises(OverflowError):
+                await collect(llm, "a", SamplingParams(max_tokens=300, n=3), timeout=100)
+            assert not llm._records
+            await eventually(lambda: llm.stats().requests_aborted == 1 and llm.stats().used_blocks == 0)
 
 
 class TestAborts:

@@ -46,7 +46,7 @@ COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "temperature": "hot"}, "temperature"),
     ({"prompt": "a", "top_p": 0}, "top_p"),
     ({"prompt": "a", "top_p": 1.1}, "top_p"),
-    ({"prompt": "a", "top_k": -2}, "top_k"),
+    ({"prompt": "a", "top_k": -2}, "top_k"), ({"prompt": "a", "top_k": 2**64}, "top_k"),
     ({"prompt": "a", "min_p": 2}, "min_p"),
     ({"prompt": "a", "presence_penalty": 3}, "presence_penalty"),
     ({"prompt": "a", "frequency_penalty": -3}, "frequency_penalty"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import pytest
 from anthropic import Anthropic
 from openai import OpenAI
 
+from mini_infer.server.answers import AnswerModel, AnthropicMessage, ChatCompletion, Completion
 from tests.server.running import Running
 
 pytestmark = pytest.mark.weights
@@ -129,3 +132,24 @@ def test_anthropic_s_tools(bundled: Running) -> None:
     without = client.messages.count_tokens(model=MODEL, messages=[question]).input_tokens
     assert client.messages.count_tokens(model=MODEL, messages=with_result,
                                         tools=options["tools"]).input_tokens > without
+
+
+WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+ALL_THERE_IS: dict[str, Any] = {"prompt_logprobs": 2, "return_token_ids": True, "n": 2, "max_tokens": 30}
+
+
+@pytest.mark.parametrize("path, body, model", [
+    ("/v1/chat/completions", {"messages": MONDAY, "logprobs": True, "top_logprobs": 3, **ALL_THERE_IS}, ChatCompletion),
+    ("/v1/chat/completions", {"messages": MONDAY, "tools": [{"type": "function", "function": WEATHER}],
+                              "tool_choice": "required", "max_tokens": 60}, ChatCompletion),
+    ("/v1/completions", {"prompt": ["Once", "One"], "logprobs": 3, **ALL_THERE_IS}, Completion),
+    ("/v1/completions", {"prompt": "Once", "logprobs": 0, "echo": True, "max_tokens": 0}, Completion),
+    ("/v1/messages", {"messages": MONDAY, "tools": [{"name": "weather", "input_schema": WEATHER["parameters"]}],
+                      "tool_choice": {"type": "any"}, "max_tokens": 60}, AnthropicMessage),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_the_answers_are_those_of_the_schema(bundled: Running, path: str, body: dict[str, Any],
+                                             model: type[AnswerModel]) -> None:
+    """Those that a dry run refuses to make up; the others are in test_fuzz.py."""
+    status, answer = bundled.post(path, body)
+    assert status == 200
+    model.model_validate_json(json.dumps(answer), strict=True)

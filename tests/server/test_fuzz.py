@@ -1,4 +1,4 @@
-"""No request gives a 5xx or ends the server: bodies of any values, of nearly right ones, and bytes that are none."""
+"""No request gives a 5xx, an answer that /openapi.json does not tell of, or the end of the server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import http.client
 import json
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,71 +18,101 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mini_infer.server.messages_schemas import CountTokensRequest, MessagesRequest
-from mini_infer.server.schemas import UNSUPPORTED, ChatCompletionRequest, ChatMessage, CompletionRequest
+from mini_infer.server.schemas import UNSUPPORTED, ChatCompletionRequest, CompletionRequest
 from mini_infer.server.tokenize import DetokenizeRequest, TokenizeChat, TokenizePrompt
 from tests.server.running import Running
 
-FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# ---- what the schema says, and what it does not allow ----------------------------------------------------------------
 
+SCHEMATHESIS = """
+[checks]
+positive_data_acceptance.enabled = false  # rules between two fields are not in the schema
+[[operations]]
+include-path = "/v1/engine/events"  # a stream without an end
+enabled = false
+[[operations]]
+include-path-regex = "tokens$|/tokenize$"  # the others have all of their fields, too
+phases.coverage.enabled = false
+[[operations]]
+include-path = "/v1/embeddings"
+checks.not_a_server_error.expected-statuses = [501, "4xx"]
+[[operations]]
+include-path-regex = "completions$"
+checks.not_a_server_error.expected-statuses = ["2xx", "4xx", 504]  # they have a timeout, which may be short
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("schemathesis") is None, reason="needs schemathesis, which needs Python 3.11")
+def test_the_server_does_what_its_schema_says(server: Running, tmp_path: Path) -> None:
+    """Requests in accordance with the schema and against it: each status, content type and body of an answer is one
+    that the schema has, and what it forbids is refused."""
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(SCHEMATHESIS)
+    run = subprocess.run(
+        [sys.executable, "-m", "schemathesis.cli", "--no-color", "--config-file", config, "run",
+         server.url + "/openapi.json", "--phases", "coverage,fuzzing", "--max-examples", "8",
+         "--generation-deterministic"],
+        capture_output=True, text=True, cwd=tmp_path, timeout=200)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Tested: 13" in run.stdout
+
+
+@pytest.mark.parametrize("path, required", [
+    ("/v1/completions", {"prompt": "a", "ignore_eos": True}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}),
+    ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1})])
+def test_the_limits_in_the_schema_are_the_servers(server: Running, path: str, required: dict[str, Any]) -> None:
+    schema = server.get("/openapi.json")[1]
+    body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    fields = schema["components"]["schemas"][body.rpartition("/")[2]]["properties"]
+    for name in ("n", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
+                 "frequency_penalty", "max_tokens"):
+        if name not in fields:
+            assert path == "/v1/messages"
+            continue
+        field = {**fields[name], **fields[name].get("anyOf", [{}])[0]}
+        low, high = field.get("minimum"), field.get("maximum")
+        if low is not None and name != "max_tokens":
+            assert server.post(path, {**required, name: int(low)})[0] == 200
+            assert server.post(path, {**required, name: int(low) - 1})[0] == 400
+        if high is not None and high < 2**53:  # larger ones are rounded on their way
+            assert server.post(path, {**required, name: int(high)})[0] == 200
+            assert server.post(path, {**required, name: int(high) + 1})[0] == 400
+        assert (low, high) != (None, None) or name == "top_p"
+
+
+# ---- what no schema has: values that JSON should not have, and bytes that are no JSON --------------------------------
+
+FEW = settings(max_examples=150, deadline=None, derandomize=True, database=None,
+               suppress_health_check=[HealthCheck.function_scoped_fixture])
+MESSAGES = [{"role": "user", "content": "hello"}]
+CHAT = {"messages": MESSAGES, "max_tokens": 3}
+Route = tuple[str, dict[str, Any], list[str]]  # a path, a body that passes, the fields that there are
+ROUTES: list[Route] = [
+    ("/v1/chat/completions", CHAT, [*ChatCompletionRequest.model_fields, "bogus", *UNSUPPORTED]),
+    ("/v1/completions", {"prompt": "hello"}, [*CompletionRequest.model_fields, "bogus", *UNSUPPORTED]),
+    ("/v1/messages", CHAT, [*MessagesRequest.model_fields]),
+    ("/v1/messages/count_tokens", {"messages": MESSAGES}, [*CountTokensRequest.model_fields]),
+    ("/tokenize", {"prompt": "hello"}, [*TokenizePrompt.model_fields]),
+    ("/tokenize", {"messages": MESSAGES}, [*TokenizeChat.model_fields]),
+    ("/detokenize", {"tokens": [5, 6]}, [*DetokenizeRequest.model_fields]),
+]
 ODD = st.sampled_from([
-    None, True, False, 0, 1, -1, 2, 10**30, -(2**63), 2**63, 1.5, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf,
+    None, True, False, 0, 1, -1, 10**30, -(2**63), 2**63, 10**400, -0.0, 1e308, 5e-324, math.nan, math.inf, -math.inf,
     "", "a", "\x00", "\ud800", "\U0001f600", "<|im_end|>", "{{ 7 * 7 }}", "x" * 3000, [], [[]], [None], {}, {"": None},
-    {"type": "text"}, {"type": "text", "text": "a"}, {"type": "json_object"}, {"regex": "("}, {"choice": ["a", "b"]}])
-ANY = st.recursive(ODD | st.text(max_size=5) | st.integers() | st.floats(),
-                   lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.sampled_from(
-                       ["type", "text", "role", "content", "name", "function", "index", "id"]), inner, max_size=3),
-                   max_leaves=8)
-TEXT = st.text(max_size=12) | st.sampled_from(["hello", "the quick brown fox"])
+    {"type": "text"}, {"type": "json_object"}, {"regex": "("}, {"choice": ["a"]},
+    [{"role": "user", "content": "\ud800"}]])
+ODDER = st.recursive(ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    st.sampled_from(["type", "text", "role", "content", "name", "function", "id", "\ud800"]), inner, max_size=3),
+    max_leaves=6)
 
 
-def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """What passes, nine times of ten, so that what lies behind is reached."""
-    return st.integers(0, 9).flatmap(lambda draw: ANY if draw > 8 else usual)
-
-
-MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "user", "assistant"]), "content": mostly(TEXT)},
-    optional={"name": TEXT, "refusal": st.none(), "type": st.just("text")})
-ODD_MESSAGE = st.fixed_dictionaries({}, optional=dict.fromkeys(ChatMessage.model_fields, ANY))
-FUNCTION = st.fixed_dictionaries({"name": TEXT}, optional={"parameters": ANY, "description": ANY, "strict": ANY})
-USUAL: dict[str, st.SearchStrategy[Any]] = {
-    "messages": mostly(st.lists(mostly(MESSAGE), min_size=1, max_size=4) | st.lists(ODD_MESSAGE, max_size=2)),
-    "prompt": mostly(TEXT | st.lists(TEXT, max_size=3) | st.lists(st.integers(0, 300), max_size=5)),
-    "tokens": mostly(st.lists(st.integers(0, 300), max_size=5)),
-    "max_tokens": mostly(st.integers(1, 20)),
-    "stop": mostly(TEXT | st.lists(TEXT, max_size=3)),
-    "logit_bias": st.dictionaries(st.integers(-1, 500).map(str) | TEXT, st.floats() | st.integers(), max_size=3),
-    "tools": st.lists(st.fixed_dictionaries({"type": st.just("function"), "function": FUNCTION}), max_size=2),
-    "chat_template_kwargs": mostly(st.dictionaries(TEXT, ANY, max_size=2)),
-    "stream": mostly(st.booleans()),
-    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans()}),
-    "model": mostly(st.sampled_from(["dry", "small"])),
-    "n": mostly(st.integers(1, 4)),
-    "timeout": st.sampled_from([100, None, 0, -1, math.nan, math.inf, "a", []]),  # a short one may end in a 504
-}
-NUMBERS = mostly(st.floats(0, 1) | st.integers(-2, 5) | st.booleans())
-
-
-def bodies(required: tuple[str, ...], fields: Any, extra: tuple[str, ...] = ()) -> st.SearchStrategy[dict[str, Any]]:
-    """A few fields of a model: some as they should be, some as nobody would send them."""
-    optional = {name: USUAL.get(name, NUMBERS) for name in (*fields, *extra) if name not in required}
-    few = st.lists(st.sampled_from(sorted(optional)), max_size=3, unique=True).flatmap(
-        lambda names: st.fixed_dictionaries({name: optional[name] for name in names}))
-    must = st.fixed_dictionaries({name: USUAL[name] for name in required})
-    return st.tuples(must, few).map(lambda parts: {**parts[0], **parts[1]})
-
-
-REQUESTS = st.one_of(
-    st.tuples(st.just("/v1/chat/completions"), bodies(("messages", "max_tokens"),
-                                                      ChatCompletionRequest.model_fields, ("bogus", *UNSUPPORTED))),
-    st.tuples(st.just("/v1/completions"), bodies(("prompt",), CompletionRequest.model_fields, ("bogus", *UNSUPPORTED))),
-    st.tuples(st.just("/v1/messages"), bodies(("messages", "max_tokens"), MessagesRequest.model_fields)),
-    st.tuples(st.just("/v1/messages/count_tokens"), bodies(("messages",), CountTokensRequest.model_fields)),
-    st.tuples(st.just("/tokenize"), bodies(("prompt",), TokenizePrompt.model_fields)),
-    st.tuples(st.just("/tokenize"), bodies(("messages",), TokenizeChat.model_fields)),
-    st.tuples(st.just("/detokenize"), bodies(("tokens",), DetokenizeRequest.model_fields)),
-)
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/messages", "/tokenize", "/detokenize"]
+def odd_request(route: Route) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """A body that would pass, but for one or two of its fields."""
+    path, body, fields = route
+    odd = st.dictionaries(st.sampled_from(sorted({*fields} - {"timeout"})), ODDER, min_size=1, max_size=2)
+    return odd.map(lambda odd: (path, {**body, **odd}))
 
 
 @pytest.fixture
@@ -115,20 +149,20 @@ def send(connection: http.client.HTTPConnection, path: str, body: bytes, content
 
 
 @FEW
-@given(request=REQUESTS, ascii_only=st.booleans())
+@given(request=st.sampled_from(ROUTES).flatmap(odd_request), ascii_only=st.booleans())
 def test_values(connection: http.client.HTTPConnection, request: tuple[str, dict[str, Any]], ascii_only: bool) -> None:
     path, body = request
     send(connection, path, json.dumps(body, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"))
 
 
 @FEW
-@given(path=st.sampled_from(PATHS), seed=st.integers(0), flips=st.integers(0, 6), body=bodies(
-    ("messages",), ChatCompletionRequest.model_fields), content_type=st.sampled_from([
-        "application/json", "application/json; charset=latin-1", "application/x+json", "text/plain", "", "a/b/c",
-        "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]))
-def test_bytes(connection: http.client.HTTPConnection, path: str, seed: int, flips: int, body: dict[str, Any],
+@given(route=st.sampled_from(ROUTES), seed=st.integers(0), flips=st.integers(0, 6), content_type=st.sampled_from([
+    "application/json", "application/json; charset=latin-1", "application/x+json", "text/plain", "", "a/b/c",
+    "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"]))
+def test_bytes(connection: http.client.HTTPConnection, route: Route, seed: int, flips: int,
                content_type: str) -> None:
     """JSON that was hurt on the way: bytes changed, removed, doubled, keys given twice."""
+    path, body, _ = route
     data = bytearray(json.dumps(body).encode())
     chance = random.Random(seed)
     for _ in range(flips):

@@ -176,9 +176,18 @@ def test_flags_reach_requests(client: httpx.Client) -> None:
     assert client.post("/v1/completions", json={"prompt": "a" * 70_000}).status_code == 413
 
 
+def test_the_schema_tells_of_keys(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()
+    assert schema["security"] == [{"bearer": []}, {"header": []}]
+    assert schema["components"]["securitySchemes"].keys() == {"bearer", "header"}
+    assert [path for path, routes in schema["paths"].items() if routes.get("get", {}).get("security") == []] == [
+        "/health", "/healthz"]
+
+
 @pytest.mark.parametrize("options, says", [
     ({"api_key": ("",)}, "api_key"), ({"api_key": ("a\nb",)}, "api_key"), ({"max_logprobs": 21}, "max_logprobs"),
-    ({"max_body_size": 5}, "max_body_size"), ({"root_path": "llm"}, "root_path"),
+    ({"max_body_size": 5}, "max_body_size"), ({"max_buffered_size": 2**20}, "max_buffered_size"),
+    ({"root_path": "llm"}, "root_path"),
     ({"ssl_keyfile": "a"}, "ssl_certfile"), ({"ssl_certfile": "/nowhere"}, "ssl_certfile"),
     ({"ssl_cert_reqs": 2}, "ssl_ca_certs"), ({"ssl_cert_reqs": 5}, "ssl_cert_reqs"),
     ({"ssl_certfile": __file__}, "ssl_certfile")], ids=str)

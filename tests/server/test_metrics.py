@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
-from collections import Counter
-from types import SimpleNamespace
+import signal
+import socket
+import time
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from starlette.types import Message
 
+from benchmarks.wire import request_bytes
 from mini_infer.engine.observer import StepSeen
-from mini_infer.engine.streams import OutputStream, QueueFullError, SequenceRecord
+from mini_infer.engine.streams import OutputStream, SequenceRecord
 from mini_infer.protocol import EngineStats, SamplingParams, Span, StepOutputs, Timeline
-from mini_infer.server.front import Front
-from mini_infer.server.lifecycle import Lifecycle
+from mini_infer.server.errors import CUT_SHORT
+from mini_infer.server.limits import MAX_BODY_SIZE
 from mini_infer.server.metrics import Histogram, ServerMetrics
+from mini_infer.server.tally import OUTCOMES, Tally
 from tests.server.running import REPO, Running
 
 DASHBOARD = REPO / "deploy" / "grafana" / "mini-infer.json"
@@ -192,25 +198,108 @@ def test_sequences_side_by_side_are_observed_at_once() -> None:
     assert seen.gaps == {0.5: 50} and not seen.first_tokens
 
 
-def test_those_who_find_the_queue_full_at_last_are_counted_as_well() -> None:
-    class Full:
-        def submit(self, requests: object, **options: object) -> None:
-            raise QueueFullError("full")
+@pytest.mark.parametrize("let_in, status, sent, cut, outcome", [
+    (True, 200, "all", None, "finished"), (True, 200, "some", None, "aborted"), (True, 0, "nothing", None, "aborted"),
+    (True, 499, "all", None, "aborted"), (True, 504, "all", None, "aborted"), (True, 200, "all", 504, "aborted"),
+    (True, 500, "all", None, "failed"), (True, 503, "all", None, "failed"), (True, 200, "all", 503, "failed"),
+    (True, 400, "all", None, "refused"), (True, 429, "all", None, "refused"), (False, 429, "all", None, "refused"),
+    (False, 503, "all", None, "refused")])
+def test_how_a_request_ended(let_in: bool, status: int, sent: str, cut: int | None, outcome: str) -> None:
+    tally, passed_on = Tally(), list[Message]()
 
-    llm: Any = Full()
-    life, no = Lifecycle(llm, Counter()), cast(Any, None)
-    front = Front(llm, ("m",), no, no, life, cast(Any, SimpleNamespace(default_timeout=None)), no, no, no, no)
-    with pytest.raises(QueueFullError):
-        front.submit([], stream=True)
-    assert life.refused == {429: 1}
+    async def send(message: Message) -> None:
+        passed_on.append(message)
+
+    async def answer() -> None:
+        scope: dict[str, Any] = {}
+        with tally.visit(scope, send) as visit:
+            assert tally.received == 1 and not sum(tally.ended.values())
+            visit.let_in = let_in
+            if sent != "nothing":
+                await visit.send({"type": "http.response.start", "status": status, "headers": []})
+                await visit.send({"type": "http.response.body", "body": b"x", "more_body": True})
+            if cut is not None:
+                scope[CUT_SHORT] = cut
+            if sent == "all":
+                await visit.send({"type": "http.response.body", "body": b""})
+
+    asyncio.run(answer())
+    assert tally.ended == {**dict.fromkeys(OUTCOMES, 0), outcome: 1}
+    assert tally.turned_away == {429: int(status == 429), 503: int(status == 503 and not let_in)}
+    assert len(passed_on) == {"nothing": 0, "some": 2, "all": 3}[sent]
+
+
+def test_a_request_that_raises_has_failed() -> None:
+    tally = Tally()
+    with pytest.raises(ValueError), tally.visit({}, cast(Any, None)) as visit:
+        visit.let_in = True
+        raise ValueError
+    assert tally.received == tally.ended["failed"] == 1
+
+
+def outcomes(server: Running) -> dict[str, int]:
+    """The counters of requests."""
+    names = ("mini_infer:requests_received_total", "mini_infer:requests_ended_total")
+    found = {sample.labels.get("outcome", "received"): int(sample.value)
+             for sample in samples(server.get("/metrics")[1]) if sample.name in names}
+    assert set(found) == {"received", *OUTCOMES}
+    return found
+
+
+def check_outcomes(server: Running, before: dict[str, int], **wanted: int) -> None:
+    """Wait until so many have ended in each way, and as many have been received as that is together."""
+    added = {**dict.fromkeys(OUTCOMES, 0), **wanted, "received": sum(wanted.values())}
+    end = time.monotonic() + 5
+    while (found := {name: value - before[name] for name, value in outcomes(server).items()}) != added:
+        assert time.monotonic() < end, f"{found} is not {added}"
+        time.sleep(0.02)
+
+
+def test_requests_that_were_answered_or_refused(server: Running) -> None:
+    before = outcomes(server)
+    for body in ({"prompt": "a", "max_tokens": 3, "n": 4}, {"prompt": "a", "max_tokens": 3, "stream": True}):
+        assert server.post("/v1/completions", body)[0] == 200
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        assert server.post(path, {"messages": [{"role": "user", "content": "a"}], "max_tokens": 3})[0] == 200
+    check_outcomes(server, before, finished=4)
+    refused: list[Any] = [b"{", b" " * (MAX_BODY_SIZE + 1), {"prompt": "a", "no_such_field": 1}, {"prompt": [10**6]},
+                          {"prompt": "a", "model": "another"}, {"prompt": "a" * 10**6}]
+    assert [server.post("/v1/completions", body)[0] for body in refused] == [400, 413, 400, 400, 404, 400]
+    for method, path in (("GET", "/v1/completions"), ("POST", "/v1/messages/count_tokens"), ("POST", "/tokenize")):
+        server.send(method, path, b"{}" if method == "POST" else None)  # these ask for no text
+    check_outcomes(server, before, finished=4, refused=6)
+
+
+def test_requests_that_were_aborted_or_failed(slow_server: Running) -> None:
+    before = outcomes(slow_server)
+    body = {"prompt": "a", "max_tokens": 400}
+    whole, stream = (request_bytes("/v1/completions", {**body, "stream": value}) for value in (False, True))
+    for data, running in ((whole, 1), (stream, 1), (whole[:-5], 0)):  # the last one goes before its body is there
+        with socket.create_connection(("127.0.0.1", slow_server.port)) as sock:
+            sock.sendall(data)
+            slow_server.eventually("num_requests_running", running)
+        slow_server.eventually("num_requests_running", 0)
+    assert slow_server.post("/v1/completions", {**body, "timeout": 0.1})[0] == 504
+    check_outcomes(slow_server, before, aborted=4)
+    with socket.create_connection(("127.0.0.1", slow_server.port)) as one, \
+            socket.create_connection(("127.0.0.1", slow_server.port)) as other, other.makefile("rb") as lines:
+        one.sendall(whole)
+        other.sendall(stream)
+        assert any(b"data:" in line for line in lines)
+        slow_server.eventually("num_requests_running", 2)
+        os.kill(slow_server.engine_pid, signal.SIGKILL)
+        assert b" 503 " in one.recv(1000) and any(b"engine_dead" in line for line in lines)
+        assert slow_server.post("/v1/completions", body)[0] == 503
+        check_outcomes(slow_server, before, aborted=4, failed=2, refused=1)
 
 
 def test_a_request_with_many_sequences_counts_once() -> None:
+    """And those of which not all ended well count not at all, whichever was the last."""
     metrics = ServerMetrics()
-    stream, params = OutputStream(6, lambda stream: None), SamplingParams(n=3, max_tokens=9)
-    for index, reason in enumerate(["stop", "length", "stop", "abort", "error", "abort"]):
+    stream, params = OutputStream(9, lambda stream: None), SamplingParams(n=3, max_tokens=9)
+    for index, reason in enumerate(["stop", "length", "stop", "abort", "error", "abort", "abort", "stop", "stop"]):
         record = SequenceRecord(index, stream, 5, params, index, 1.0)
         record.num_tokens = index + 1
         metrics.on_finish(record, reason, 2.0)
     assert (total(metrics.params_n), total(metrics.longest), total(metrics.max_tokens)) == ((1, 3), (1, 3), (1, 9))
-    assert metrics.finished == {"stop": 2, "length": 1, "abort": 2, "error": 1}
+    assert metrics.finished == {"stop": 4, "length": 1, "abort": 3, "error": 1}

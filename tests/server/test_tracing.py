@@ -18,10 +18,25 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from mini_infer.cli import main
-from mini_infer.config import ConfigError, EngineConfig
+from mini_infer.config import ConfigError, EngineConfig, SchedulerConfig
+from mini_infer.core.scheduler import Scheduler
+from mini_infer.engine.arrivals import Arrivals
+from mini_infer.engine.async_llm import AsyncLLM
+from mini_infer.engine.client import EngineDeadError
+from mini_infer.engine.ipc import Message
+from mini_infer.engine.loop import EngineLoop
 from mini_infer.engine.observer import StepSeen
+from mini_infer.engine.sim import SimConfig, SimExecutor, VirtualClock
 from mini_infer.engine.streams import OutputStream, SequenceRecord
-from mini_infer.protocol import SamplingParams, Span, StepOutputs, Timeline
+from mini_infer.protocol import (
+    AddRequest,
+    RequestRefused,
+    SamplingParams,
+    Span,
+    StepOutputs,
+    StructuredOutputs,
+    Timeline,
+)
 from mini_infer.server import launch, tracing
 from mini_infer.server.tracing import Tracing
 from tests.server.running import Running
@@ -182,6 +197,76 @@ def test_one_that_the_engine_refused(traces: Tracing, memory: InMemorySpanExport
     traces.on_finish(record, "error", 100.1)
     (span,) = memory.get_finished_spans()
     assert not span.status.is_ok and not span.status.is_unset
+
+
+def test_one_that_was_aborted_while_its_grammar_was_compiled(traces: Tracing, memory: InMemorySpanExporter) -> None:
+    """The engine's own end of it: nothing was begun, so there is no timeline."""
+    gate = threading.Event()
+    clock = VirtualClock(100.0)
+    loop = EngineLoop(Scheduler(SchedulerConfig(4, 64, 64, 4, 16), clock.now), SimExecutor([1], None, clock, 0), 1)
+    arrivals = Arrivals(loop, lambda asked: gate.wait(10), lambda refused: None)
+    record = sequence(OutputStream(1, lambda stream: None))
+    traces.on_submit(record)
+    arrivals.add(AddRequest(record.request_id, [1], SamplingParams(structured_outputs=StructuredOutputs(regex="a"))))
+    traces.on_finish(record, "abort", 101.0)
+    assert not memory.get_finished_spans()
+    outputs = arrivals.abort([record.request_id], "abort")
+    for _ in range(2):
+        traces.on_step(StepSeen(StepOutputs(outputs, ended=loop.take_timelines()), 0.0))
+    gate.set()
+    assert set(ended(memory)) == {"llm_request"} and ended(memory)["llm_request"].status.is_unset
+
+
+def test_one_that_the_engine_refused_after_its_client_had_gone(traces: Tracing, memory: InMemorySpanExporter) -> None:
+    record = sequence(OutputStream(1, lambda stream: None))
+    traces.on_submit(record)
+    traces.on_finish(record, "abort", 101.0)
+    traces.on_refused(record.request_id)
+    traces.on_refused(record.request_id)
+    assert set(ended(memory)) == {"llm_request"}
+
+
+def test_those_of_an_engine_that_is_gone(traces: Tracing, memory: InMemorySpanExporter) -> None:
+    for number in range(3):
+        record = sequence(OutputStream(1, lambda stream: None), number)
+        traces.on_submit(record)
+        if number:
+            record.num_tokens, record.first_token, record.last_token = number, 100.5, 100.9
+        traces.on_finish(record, "error", 101.0)
+    assert len(memory.get_finished_spans()) == 1
+    for end in (traces.on_lost, traces.on_lost, traces.close):
+        end()
+        assert [span.name for span in memory.get_finished_spans()] == ["llm_request"] * 3
+
+
+async def test_an_engine_that_ends_or_refuses(traces: Tracing, memory: InMemorySpanExporter, slow_model: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that is refused after its client has gone, one that cannot be sent, one that the engine dies with."""
+    def unsendable(message: Message) -> None:
+        if isinstance(message, AddRequest):
+            raise OverflowError("a number that no message can hold")
+
+    async with AsyncLLM(EngineConfig(model=str(slow_model)), SimConfig(gpu="L4")) as llm:
+        llm.observe(traces)
+        [request] = await llm.prepare(["a"], SamplingParams(max_tokens=100))
+        with monkeypatch.context() as patch:
+            patch.setattr(llm._client, "send", lambda message: None)
+            left = llm.submit([request])
+            [number] = left.request_ids
+            left.close()
+            llm._on_message(RequestRefused(number, "no such grammar", "structured_outputs"))
+            assert len(memory.get_finished_spans()) == 1
+            patch.setattr(llm._client, "send", unsendable)
+            with pytest.raises(OverflowError):
+                llm.submit([request])
+            assert len(memory.get_finished_spans()) == 2
+        running = llm.submit([request])
+        await anext(aiter(running))
+        llm.kill()
+        with pytest.raises(EngineDeadError):
+            async for _ in running:
+                pass
+        assert [span.name for span in memory.get_finished_spans()] == ["llm_request"] * 3
 
 
 def test_all_sequences_of_a_request_are_waited_for(traces: Tracing, memory: InMemorySpanExporter) -> None:

@@ -19,7 +19,18 @@ from mini_infer.text import grammar
 from mini_infer.text.detokenizer import IncrementalDetokenizer
 from mini_infer.text.door import Door
 from mini_infer.text.grammar import GrammarCompiler
-from mini_infer.text.parsers.dialects import DEEPSEEK_R1, HERMES, LLAMA3_JSON, MISTRAL, QWEN3, ToolDialect
+from mini_infer.text.parsers.dialects import (
+    DEEPSEEK_R1,
+    HERMES,
+    ID,
+    LLAMA3_JSON,
+    MISTRAL,
+    MISTRAL_NAMED,
+    MISTRAL_V11,
+    MISTRAL_V13,
+    QWEN3,
+    ToolDialect,
+)
 from mini_infer.text.parsers.grammar import Function, thought_grammar, tool_grammar
 from mini_infer.text.parsers.machine import CallArguments, CallStart, Content, OutputParser
 from mini_infer.text.tokenizer import Tokenizer
@@ -120,13 +131,16 @@ FUNCTIONS = [
                      "required": ["x", "y"], "additionalProperties": False, "x-unknown": 5}),
     Function('od"d é', {"type": "object", "additionalProperties": False}),
 ]
+NAMED = [MISTRAL_NAMED, MISTRAL_V11, MISTRAL_V13]
+DIALECTS = [HERMES, LLAMA3_JSON, MISTRAL, *NAMED]
 
 
-@pytest.mark.parametrize("dialect", [HERMES, LLAMA3_JSON, MISTRAL], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: "".join(dialect.written[:3]))
 @pytest.mark.parametrize("name", ["byte_level", "llama_style"])
 def test_calls_that_must_come_can_be_read(dialect: ToolDialect, name: str) -> None:
+    functions = FUNCTIONS[:2] if dialect in NAMED else FUNCTIONS
     for parallel in (True, False):
-        text = tool_grammar(dialect, FUNCTIONS, tokenizer(name), required=True, parallel=parallel)
+        text = tool_grammar(dialect, functions, tokenizer(name), required=True, parallel=parallel)
         counts = set()
         for seed in range(12):
             answer = draw(name, StructuredOutputs(grammar=text), random.Random(seed))
@@ -141,10 +155,11 @@ def test_calls_that_must_come_can_be_read(dialect: ToolDialect, name: str) -> No
         assert counts == {1} if not parallel else len(counts) > 1
 
 
-@pytest.mark.parametrize("dialect", [HERMES, LLAMA3_JSON, MISTRAL], ids=lambda dialect: dialect.name)
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: "".join(dialect.written[:3]))
 def test_calls_that_may_come(dialect: ToolDialect) -> None:
     """What the model would have written by itself is allowed; a call that does not fit its function is not."""
     opening, before, after, closing, between, end = dialect.written
+    after = after.replace(ID, "a1B2c3D4e")
     call = before + "add" + after + '{"x": 1, "y": true}' + closing
     wrong = opening + before + "add" + after + '{"x": 5'
     good = ["Just text.", "", opening + call + end]
@@ -152,7 +167,7 @@ def test_calls_that_may_come(dialect: ToolDialect) -> None:
         good += [f"Well. {opening}{call}{end}"]
     twice = opening + call + between + call + end
     for name, parallel in product(("byte_level", "llama_style"), (True, False)):
-        text = tool_grammar(dialect, FUNCTIONS, tokenizer(name), required=False, parallel=parallel)
+        text = tool_grammar(dialect, FUNCTIONS[:2], tokenizer(name), required=False, parallel=parallel)
         spell = COMPILERS[name]._backend("").greedy_tokenize
         # Without marks, text that begins with <think> may be meant as well, and then goes on as it likes.
         for thoughts in ("", *([thought_grammar(QWEN3, tokenizer(name), False)] if opening else [])):
@@ -161,6 +176,24 @@ def test_calls_that_may_come(dialect: ToolDialect) -> None:
                 matcher = COMPILERS[name].matcher(StructuredOutputs(grammar=text, preamble=thoughts))
                 ids = spell(before_it + answer)
                 assert (matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()) == fits, answer
+
+
+def test_marks_within_a_call_are_tokens_too() -> None:
+    class Tokens:  # of Mistral's tokenizers, as far as the grammar asks
+        special_token_ids = frozenset({5, 7, 9})
+
+        def piece_to_id(self, piece: str) -> int | None:
+            return {"[TOOL_CALLS]": 5, "[CALL_ID]": 7, "[ARGS]": 9}.get(piece)
+
+    text = tool_grammar(MISTRAL_V11, FUNCTIONS[:1], Tokens(), required=True, parallel=True)  # type: ignore[arg-type]
+    assert text.startswith("start: <[5]> call (<[5]> call)*") and 'call_0: "now" <[7]> ID <[9]> %json' in text
+
+
+@pytest.mark.parametrize("dialect", NAMED, ids=lambda dialect: dialect.written[2])
+def test_a_name_that_cannot_be_written_is_refused(dialect: ToolDialect) -> None:
+    with pytest.raises(RequestError, match="not 'od\"d é'") as error:
+        tool_grammar(dialect, FUNCTIONS, tokenizer("byte_level"), required=True, parallel=True)
+    assert error.value.param == "tools"
 
 
 def test_thoughts_come_before_the_rest() -> None:

@@ -14,6 +14,9 @@ from mini_infer.text.parsers.dialects import (
     HERMES,
     LLAMA3_JSON,
     MISTRAL,
+    MISTRAL_NAMED,
+    MISTRAL_V11,
+    MISTRAL_V13,
     QWEN3,
     ReasoningDialect,
     ToolDialect,
@@ -37,6 +40,7 @@ F = '{"name": "f", "arguments": {"a": [1, "}"]}}'
 G = '{"name": "g"}'
 CALL_F = [CallStart(0, "f"), CallArguments(0, '{"a": [1, "}"]}'), CallEnd(0)]
 CALL_G = [CallStart(1, "g"), CallArguments(1, "{}"), CallEnd(1)]
+NAMED_F = 'f{"a": [1, "}"]}'
 BROKEN = '{"name": "f", "arguments": {"a": '
 START_F = [CallStart(0, "f"), CallArguments(0, '{"a": ')]
 
@@ -110,9 +114,31 @@ def test_llama(text: str, expected: list[Event]) -> None:
     (f"Hm.[TOOL_CALLS][{F}]", [Content("Hm."), *CALL_F]),
     (f"[TOOL_CALLS]{F}", [Content(f"[TOOL_CALLS]{F}")]),
     (f"[TOOL_CALLS][{F}, 5]", [*CALL_F, Content(", 5]")]),
+    (f"[TOOL_CALLS][[TOOL_CALLS][{F}]", [Content("[TOOL_CALLS]["), *CALL_F]),
+    # a name, and perhaps an id, before the arguments
+    ("[TOOL_CALLS]" + NAMED_F, CALL_F),
+    (f"Hm.[TOOL_CALLS]{NAMED_F}[TOOL_CALLS]g{{}}", [Content("Hm."), *CALL_F, *CALL_G]),
+    (f"[TOOL_CALLS] {NAMED_F}\n[TOOL_CALLS]g[ARGS] {{}}\n", [*CALL_F, *CALL_G]),
+    ('[TOOL_CALLS]f[CALL_ID]a1b2c3d4e[ARGS]{"a": [1, "}"]}[TOOL_CALLS]g[CALL_ID]x[ARGS]{}', [*CALL_F, *CALL_G]),
+    (f"[TOOL_CALLS]{NAMED_F}]", [*CALL_F, Content("]")]),
+    (f"[TOOL_CALLS]{NAMED_F}, g{{}}", [*CALL_F, Content(", g{}")]),
+    (f"[TOOL_CALLS][{F}, g{{}}]", [*CALL_F, Content(", g{}]")]),
+    (f"[TOOL_CALLS]g[TOOL_CALLS]{NAMED_F}", [Content("[TOOL_CALLS]g"), *CALL_F]),
+    (f"[TOOL_CALLS]g[CALL_I[TOOL_CALLS]{NAMED_F}", [Content("[TOOL_CALLS]g[CALL_I"), *CALL_F]),
+    ('[TOOL_CALLS]f{"a": oops', [*START_F, CallBroken(0, '[TOOL_CALLS]f{"a": '), Content("oops")]),
 ])
 def test_mistral(text: str, expected: list[Event]) -> None:
     assert parse(text, MISTRAL) == expected
+
+
+@pytest.mark.parametrize("text", [
+    "[TOOL_CALLS]f", "[TOOL_CALLS]f g{}", "[TOOL_CALLS]other{}", "[TOOL_CALLS]f[ARGS]",
+    "[TOOL_CALLS]f[CALL_ID][ARGS]{}", "[TOOL_CALLS]f[ARGS][CALL_ID]a[ARGS]{}",
+    "[TOOL_CALLS]f[CALL_ID]a{}", "[TOOL_CALLS]f[ARGS]x{}", "[TOOL_CALLS]{}",
+    "[TOOL_CALLS]f[ARGS", "[TOOL_CALLS]f[CALL_ID]a", "[TOOL_CALLS] f [ARGS]{}", "[TOOL_CALLS]other[ARGS]{}",
+])
+def test_what_only_looks_like_a_named_call_is_content(text: str) -> None:
+    assert parse(text, MISTRAL, names=("f", "g")) == [Content(text)]
 
 
 @pytest.mark.parametrize("text, dialect, prompt, expected", [
@@ -135,6 +161,11 @@ def test_thoughts(text: str, dialect: ReasoningDialect, prompt: str, expected: l
 def test_dialects_are_guessed_from_the_template() -> None:
     assert guess_tools(["{{ '<tool_call>' }}"]) is HERMES
     assert guess_tools(["[TOOL_CALLS]"]) is MISTRAL
+    assert guess_tools(["{{- '[TOOL_CALLS] [' }}", "{{ call.function.name }}"]) is MISTRAL
+    assert guess_tools(["{{- '[TOOL_CALLS]' + call.function.name + arguments }}"]) is MISTRAL_NAMED
+    assert guess_tools(["[TOOL_CALLS]{{ call['function']['name'] }}{{ arguments }}"]) is MISTRAL_NAMED
+    assert guess_tools(["{{- '[TOOL_CALLS]' + name + '[ARGS]' + arguments }}"]) is MISTRAL_V13
+    assert guess_tools(["{{- '[TOOL_CALLS]' + name + '[CALL_ID]' + id + '[ARGS]' + arguments }}"]) is MISTRAL_V11
     assert guess_tools(["{{ message }}"]) is None and guess_tools([]) is None
     assert guess_reasoning(["content.split('</think>')"]) is QWEN3
     assert guess_reasoning(["{{ message }}"]) is None
@@ -142,7 +173,8 @@ def test_dialects_are_guessed_from_the_template() -> None:
 
 # Pieces of which every case above, and worse ones, can be made.
 PIECES = ["<tool_call>", "</tool_call>", "<tool_", "[TOOL_CALLS]", "<|python_tag|>", "<think>", "</think>", "[", "]",
-          ";", ",", " ", "\n", F, G, BROKEN, '{"name": "f"', "}", "oops", "é🙂", '{"arguments": {}, "name": "g"}']
+          "f", "g{}", "[ARGS]", "[CALL_ID]", "[CALL_", NAMED_F, ";", ",", " ", "\n", F, G,
+          BROKEN, '{"name": "f"', "}", "oops", "é🙂", '{"arguments": {}, "name": "g"}']
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 dialects = st.sampled_from([None, HERMES, LLAMA3_JSON, MISTRAL])
 thoughts = st.sampled_from([None, QWEN3, DEEPSEEK_R1])
@@ -185,10 +217,12 @@ class Counting(OutputParser):
     "<" * 20_000, "<tool_call>" * 2_000, '<tool_call>{"name": "' * 1_000, " " * 20_000, "<tool_call>\n" + " " * 20_000,
     "<tool_call>{" * 2_000, f"<tool_call>{F}</tool_call>" * 400, f"<tool_call>{BROKEN}" * 400, "<think><thin" * 2_000,
     '<tool_call>{"name": "f", "arguments": ' + '{"a":' * 5_000, f"<tool_call>{F}</tool_cal" * 400,
+    "[TOOL_CALLS]f[CALL_I" * 2_000, "[TOOL_CALLS]" + "f" * 20_000, f"[TOOL_CALLS]{NAMED_F}" * 400,
+    "[TOOL_CALLS][ " * 2_000, "[TOOL_CALLS]f[CALL_ID]" + "a" * 20_000, "[TOOL_CALLS]" + "[" * 20_000,
 ], ids=lambda text: text[:16])
 def test_the_work_is_linear(text: str) -> None:
     for reasoning in (None, QWEN3, DEEPSEEK_R1):
-        parser = Counting(HERMES, reasoning)
+        parser = Counting(MISTRAL if "[" in text[:12] else HERMES, reasoning)
         for char in text:
             parser.feed(char)
         parser.finish()

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mini_infer.protocol import RequestError
 from mini_infer.text.grammar import quoted
-from mini_infer.text.parsers.dialects import ReasoningDialect, ToolDialect
+from mini_infer.text.parsers.dialects import ARGS, CALL_ID, ID, ReasoningDialect, ToolDialect
+from mini_infer.text.parsers.json_reader import NamedCallReader
 from mini_infer.text.tokenizer import Tokenizer
 
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 _TEXT = "TEXT: /(.|\\n)*/\n"
+_ID = "ID: /[a-zA-Z0-9]{9}/\n"  # Mistral's templates want nine of these
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class Function:
 def tool_grammar(dialect: ToolDialect, functions: Sequence[Function], tokenizer: Tokenizer, *, required: bool,
                  parallel: bool) -> str:
     """Lark for an answer with calls of these functions: nothing but calls if `required`, else any text with calls in
-    it. Without `parallel`, one call at most, which ends the answer."""
-    spell = _Speller(tokenizer, (*dialect.marks, dialect.end))
-    opening, _, _, _, separator, end = dialect.written
+    it. Without `parallel`, one call at most, which ends the answer. Raises RequestError for a name that cannot be
+    written so."""
+    spell = _Speller(tokenizer, (*dialect.marks, dialect.end, CALL_ID, ARGS))
+    opening, _, after_name, _, separator, end = dialect.written
     more = f" ({spell(separator)} call)*" if parallel else ""
     rules = [f"call: {' | '.join(f'call_{i}' for i in range(len(functions)))}\n"]
-    rules += [f"call_{i}: {_call(dialect, function)}\n" for i, function in enumerate(functions)]
+    rules += [f"call_{i}: {_call(dialect, function, spell)}\n" for i, function in enumerate(functions)]
+    if ID in after_name:
+        rules.append(_ID)
     calls = f"call{more} {spell(end)}"
     if required:
         return f"start: {spell(opening)} {calls}\n" + "".join(rules)
@@ -55,12 +61,17 @@ def thought_grammar(reasoning: ReasoningDialect, tokenizer: Tokenizer, is_open: 
     return start + spell.up_to("thought_end", reasoning.end) + _TEXT
 
 
-def _call(dialect: ToolDialect, function: Function) -> str:
+def _call(dialect: ToolDialect, function: Function, spell: _Speller) -> str:
     _, before_name, after_name, after_arguments, _, _ = dialect.written
     schema = {**(NO_PARAMETERS if function.parameters is None else function.parameters),
               "x-guidance": {"lenient": not function.strict}}
-    head = before_name + json.dumps(function.name, ensure_ascii=False)[1:-1] + after_name
-    return f"{quoted(head)} %json {json.dumps(schema)} {quoted(after_arguments)}"
+    if before_name:
+        name = json.dumps(function.name, ensure_ascii=False)[1:-1]
+    elif not all(map(NamedCallReader.begins, name := function.name)):
+        raise RequestError(f"tools: this model writes names of letters, digits and _-. only, not {name!r}", "tools")
+    before_id, wants_id, after_id = after_name.partition(ID)
+    head = spell(before_name + name + before_id) + (f" ID {spell(after_id)}" if wants_id else "")
+    return f"{head} %json {json.dumps(schema)} {spell(after_arguments)}"
 
 
 class _Speller:

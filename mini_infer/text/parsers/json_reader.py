@@ -1,4 +1,4 @@
-"""JSON read one character at a time: is it still JSON, and which part of a tool call is this character?"""
+"""Calls read one character at a time: is it still JSON, and which part of a tool call is this character?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from enum import Enum
 
-from mini_infer.text.parsers.dialects import ARGUMENT_KEYS, NAME_KEYS
+from mini_infer.text.parsers.dialects import ARGS, ARGUMENT_KEYS, CALL_ID, NAME_KEYS
 
 MAX_DEPTH = 256
 _SPACE = frozenset(" \t\n\r")
@@ -123,6 +123,7 @@ class CallReader:
     """
 
     __slots__ = ("_part", "_scanner", "_seen", "_text", "arguments", "name")
+    mark = ""  # there is none within such a call
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -175,4 +176,67 @@ class CallReader:
         self._part = None  # a key's text stays until its value begins
 
 
-__all__ = ["CallReader", "JsonScanner"]
+class NamedCallReader:
+    """Reads `name{…}`, `name[ARGS]{…}` or `name[CALL_ID]id[ARGS]{…}`, as CallReader does; the id is passed over.
+
+    `mark`: what is there so far of a mark; it may turn out to be another one, which is none of this call's.
+    """
+
+    __slots__ = ("_marks", "_scanner", "_text", "arguments", "mark", "name")
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self.arguments: list[str] = []
+        self.mark = ""
+        self._marks: tuple[str, ...] = (CALL_ID, ARGS)  # that may come yet
+        self._text: list[str] = []  # the name, or the id
+        self._scanner: JsonScanner | None = None  # of the arguments, once they may begin
+
+    @staticmethod
+    def begins(char: str) -> bool:
+        """Whether a name may have this character."""
+        return char.isalnum() or char in "_-."
+
+    @property
+    def done(self) -> bool:
+        return self._scanner is not None and self._scanner.done
+
+    def push(self, char: str) -> bool:
+        """Whether this can still become a call."""
+        if self.mark:
+            return self._push_mark(char)
+        if self._scanner is None and self.begins(char):
+            self._text.append(char)
+            return True
+        if char == "[" and self._scanner is None and self._text:
+            self.mark = char
+            self._end_name()
+            return True
+        if self._scanner is None:
+            if char != "{" or not self._text or CALL_ID not in self._marks:
+                return False
+            self._end_name()
+            self._scanner = JsonScanner()
+        if char in _SPACE and self._scanner.at is At.VALUE and not self._scanner.stack:
+            return True  # before the arguments
+        self.arguments.append(char)
+        return self._scanner.push(char)
+
+    def _push_mark(self, char: str) -> bool:
+        mark = self.mark + char
+        if not any(known.startswith(mark) for known in self._marks):
+            return False
+        self.mark = mark
+        if mark in self._marks:
+            self.mark, self._text = "", []
+            self._marks = self._marks[self._marks.index(mark) + 1 :]
+            if mark == ARGS:
+                self._scanner = JsonScanner()
+        return True
+
+    def _end_name(self) -> None:
+        if self.name is None:
+            self.name = "".join(self._text)
+
+
+__all__ = ["CallReader", "JsonScanner", "NamedCallReader"]

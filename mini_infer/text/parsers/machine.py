@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeAlias
 
 from mini_infer.text.parsers.dialects import ReasoningDialect, ToolDialect
-from mini_infer.text.parsers.json_reader import CallReader
+from mini_infer.text.parsers.json_reader import CallReader, NamedCallReader
 from mini_infer.text.stop import StopAutomaton
 
 
@@ -76,8 +76,10 @@ class OutputParser:
         self._after_mark = False  # no text since the last mark
         self._has_content = False
         self._raw: list[str] = []  # of the call under way
+        self._again = 0  # where in `_raw` what may be the beginning of another mark stands; 0: nowhere
         self._list_open = ""  # what must come before the first call of a list
-        self._reader = CallReader()
+        self._in_list = True  # the call under way is one of a list, or has an end mark
+        self._reader: CallReader | NamedCallReader = CallReader()
         self._started = False  # the call under way has been announced
         self._num_calls = 0
         self._state: Callable[[str], None] = self._first_state(prompt.rstrip())
@@ -211,27 +213,38 @@ class OutputParser:
     def _expect_call(self, list_open: str) -> None:
         self._raw = [*self._space, *self._held]
         self._space, self._held = [], []
+        self._again = 0
         self._list_open = list_open
+        self._in_list = True
         self._state = self._before_call
 
     def _before_call(self, char: str) -> None:
-        """Between a mark, or a separator, and the call: whitespace, and what opens a list."""
+        """Between a mark, or a separator, and the call: whitespace, and what opens a list; or a call's name."""
+        assert self._tools is not None
         if char.isspace():
             self._raw.append(char)
         elif self._list_open and char == self._list_open:
             self._list_open = ""
+            self._again = len(self._raw)
             self._raw.append(char)
         elif char == "{" and not self._list_open:
-            self._reader, self._started = CallReader(), False
-            self._state = self._call
-            self._call(char)
+            self._begin_call(CallReader(), char)
+        elif self._list_open and self._tools.named and NamedCallReader.begins(char):
+            self._in_list = False
+            self._begin_call(NamedCallReader(), char)
         else:
             self._break_off()
             self._push(char)
 
+    def _begin_call(self, reader: CallReader | NamedCallReader, char: str) -> None:
+        self._reader, self._started, self._again = reader, False, 0
+        self._state = self._call
+        self._call(char)
+
     def _call(self, char: str) -> None:
         reader = self._reader
         if not reader.push(char) or (reader.name is not None and self._names and reader.name not in self._names):
+            self._again = len(self._raw) - len(reader.mark)
             self._break_off()
             self._push(char)
             return
@@ -258,10 +271,10 @@ class OutputParser:
     def _after_call(self, char: str) -> None:
         """Whitespace, the separator and another call of the same list, or the mark at the end."""
         assert self._tools is not None
-        end = self._tools.end
+        separator, end = (self._tools.separator, self._tools.end) if self._in_list else ("", "")
         if char.isspace() and not self._held:
             self._space.append(char)
-        elif self._tools.separator and char == self._tools.separator and not self._held:
+        elif separator and char == separator and not self._held:
             self._held = [char]
             self._expect_call("")
         elif end and char == end[len(self._held)]:
@@ -285,7 +298,10 @@ class OutputParser:
             self._num_calls += 1
             self._has_content, self._after_mark = True, False
         else:
-            self._text(Content, raw)
+            again = raw[self._again :] if self._again else []
+            self._text(Content, raw[: len(raw) - len(again)])
+            for char in again:
+                self._push(char)
 
 
 __all__ = ["CallArguments", "CallBroken", "CallEnd", "CallStart", "Content", "Event", "OutputParser", "Reasoning"]

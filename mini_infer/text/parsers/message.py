@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import uuid
+import secrets
+import string
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +21,17 @@ from mini_infer.text.parsers.machine import (
 )
 
 
+def new_call_id() -> str:
+    """Nine letters and digits: Mistral's templates take no other ids back, and everybody else's take any."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
+
+
 @dataclass(slots=True)
 class ToolCall:
     """A call with its id and the pieces of its arguments."""
 
     name: str
-    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex[:24]}")
+    id: str = field(default_factory=new_call_id)
     arguments: list[str] = field(default_factory=list)
 
     def parsed(self) -> dict[str, Any]:
