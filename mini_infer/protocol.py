@@ -269,6 +269,7 @@ class TokensOut:
     prompt_logprobs: list[TokenLogprobs] | None = None  # of prompt positions 1.., in order, as chunks complete
     num_cached_tokens: int = 0
     error: str | None = None
+    error_param: str | None = None  # the request's own field that made it fail
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class StepResult:
     under speculation. `logprobs[i]` aligns with `sampled[i]`, present only for sequences that asked.
     `prompt_logprobs[i]`: one entry per prompt position of the chunk, where asked.
     `failed[i]`: a message when this sequence alone failed (its logits were not finite, say).
+    `at_fault[i]`: the field of its request that made it fail, where the request can be blamed.
     `error`: the whole step failed; nothing else in the result counts.
     """
 
@@ -77,4 +78,5 @@ class StepResult:
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    at_fault: dict[int, str] = field(default_factory=dict)
     error: str | None = None

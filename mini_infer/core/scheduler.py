@@ -288,7 +288,7 @@ class Scheduler:
                 continue
             if i in failed:
                 self._kv.forget(request)  # what it holds may be what made it fail
-                outputs.append(self._end(request, "error", failed[i]))
+                outputs.append(self._end(request, "error", failed[i], result.at_fault.get(i)))
                 continue
             new = sampled[i]
             logprobs = result.logprobs.get(i)
@@ -353,7 +353,8 @@ class Scheduler:
         request.num_prompt_logprobs += len(taken)
         return taken
 
-    def _end(self, request: Request, reason: str, error: str | None = None) -> TokensOut:
+    def _end(self, request: Request, reason: str, error: str | None = None,
+             error_param: str | None = None) -> TokensOut:
         """Finish a request wherever it is; a plan that still names it becomes stale."""
         was_running = request.status is RUNNING
         request.status = RequestStatus.FINISHED
@@ -366,7 +367,8 @@ class Scheduler:
         self._num_ended[reason] += 1
         request.enter("ended", self._clock())
         self._timelines.append(request.timeline(reason))
-        return TokensOut(request.id, [], reason, num_cached_tokens=max(0, request.num_cached_tokens), error=error)
+        return TokensOut(request.id, [], reason, num_cached_tokens=max(0, request.num_cached_tokens), error=error,
+                         error_param=error_param)
 
     def _vacate(self, request: Request) -> None:
         """Take slot and blocks back. Plans in flight may still write there; whoever comes next writes after them."""

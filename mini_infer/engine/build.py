@@ -92,7 +92,7 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         pool = KVPool(model.config, num_blocks, block_size, dtype, device)
         state = SlotState(limits.max_num_seqs, max_model_len, block_size, num_blocks, device)
         sampler = Sampler(model_config.vocab_size, limits.max_num_seqs, device, model_config.eos_token_ids, config.seed)
-        slot_grammars = SlotGrammars(grammars.matcher, model_config.vocab_size)
+        slot_grammars = SlotGrammars(grammars.matcher, model_config.vocab_size, model_config.eos_token_ids)
         return Runner(model, pool, state, sampler, slot_grammars, max_model_len), pool, state
 
     context, rehearsal = 0, None

@@ -54,11 +54,13 @@ class _Result(msgspec.Struct, forbid_unknown_fields=True):
     prompt_logprobs: dict[int, int]
     failed: dict[int, str]
     error: str | None
+    at_fault: dict[int, str] = {}
 
     def as_result(self) -> StepResult:
         blank = TokenLogprobs([], [], 0)
         entries = {row: [blank] * min(number, CHUNK_BYTES) for row, number in self.prompt_logprobs.items()}
-        return StepResult(self.step_id, self.sampled, prompt_logprobs=entries, failed=self.failed, error=self.error)
+        return StepResult(self.step_id, self.sampled, prompt_logprobs=entries, failed=self.failed,
+                          at_fault=self.at_fault, error=self.error)
 
 
 class Event(NamedTuple):

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -42,16 +42,23 @@ class Matcher(Protocol):
 MatcherFactory = Callable[[StructuredOutputs], Matcher]  # raises RequestError
 
 
+class Fault(NamedTuple):
+    """Why a request can choose no token, and its field that says so."""
+
+    reason: str
+    param: str
+
+
 @dataclass(frozen=True)
 class TokenMasks:
     """Of a step's rows that follow a grammar: bits[i], int32 words [ceil(V / 32)], says what rows[i] may choose.
 
-    A row in `failed` (with the reason) may choose nothing.
+    A row in `failed` may choose nothing.
     """
 
     rows: np.ndarray
     bits: np.ndarray
-    failed: dict[int, str]
+    failed: dict[int, Fault]
 
 
 class SampledTokens(Protocol):
@@ -65,11 +72,14 @@ class _Slot:
     """The matcher of a slot's request, once it is made, and what its masks have cost."""
 
     matcher: Future[Matcher]
+    param: str  # the request's field that asked for the grammar
+    banned: tuple[int, ...]  # tokens that end the request, banned before position `banned_until`
+    banned_until: int
     num_masks: int = 0
     seconds: float = 0.0
 
-    def fill(self, words: np.ndarray) -> str | None:
-        """Write the mask; returns why that failed, if it did."""
+    def fill(self, words: np.ndarray, position: int) -> Fault | None:
+        """Write the mask of the token at `position`; returns why none can follow."""
         try:
             matcher = self.matcher.result()
             start = time.thread_time()
@@ -77,12 +87,18 @@ class _Slot:
             self.seconds += time.thread_time() - start
             self.num_masks += 1
             if matcher.is_error():
-                return matcher.get_error().partition("\n")[0]
+                return self._failed(matcher.get_error().partition("\n")[0])
         except Exception as fault:  # the grammar's, or a bug in the library: this request's alone
-            return str(fault)
+            return self._failed(str(fault))
         if self.seconds > GRACE_SECONDS + SECONDS_A_TOKEN * self.num_masks:
-            return f"it takes {self.seconds / self.num_masks * 1000:.0f} ms a token, which others have to wait for"
+            each = self.seconds / self.num_masks
+            return self._failed(f"it takes {each * 1000:.0f} ms a token, which others have to wait for")
+        if position < self.banned_until and not _without(words, self.banned).any():
+            return Fault("the output is complete by its grammar before it has min_tokens tokens", "min_tokens")
         return None
+
+    def _failed(self, reason: str) -> Fault:
+        return Fault(f"the grammar of this request failed: {reason}", self.param)
 
 
 class SlotGrammars:
@@ -92,8 +108,9 @@ class SlotGrammars:
     reads the outputs of before. A request whose grammar fails, fails alone, with the reason.
     """
 
-    def __init__(self, make_matcher: MatcherFactory, vocab_size: int):
+    def __init__(self, make_matcher: MatcherFactory, vocab_size: int, eos_token_ids: Sequence[int] = ()):
         self._make_matcher = make_matcher
+        self._eos_token_ids = eos_token_ids
         self._num_words = (vocab_size + 31) // 32
         self._slots: dict[int, _Slot] = {}
         self._num_threads = min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2))
@@ -103,12 +120,14 @@ class SlotGrammars:
     def admit(self, admitted: AdmittedSlot) -> None:
         """Take in the request that now holds a slot, for the first time or again after a preemption."""
         self.release(admitted.slot)
-        asked = admitted.params.structured_outputs
+        params, asked = admitted.params, admitted.params.structured_outputs
         if asked is not None:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._num_threads + 1, "grammar")  # one to build while others fill
             outputs = admitted.tokens[admitted.prompt_len :]
-            self._slots[admitted.slot] = _Slot(self._pool.submit(self._start, asked, outputs))
+            banned = (*(params.stop_token_ids or ()), *(() if params.ignore_eos else self._eos_token_ids))
+            self._slots[admitted.slot] = _Slot(self._pool.submit(self._start, asked, outputs), asked.source, banned,
+                                               admitted.prompt_len + params.min_tokens)
 
     def release(self, slot: int) -> None:
         self._slots.pop(slot, None)
@@ -131,7 +150,8 @@ class SlotGrammars:
         if not rows:
             return None
         bits = np.zeros((len(rows), self._num_words), dtype=np.int32)
-        work = [(row, self._slots[seqs[row].slot], line) for row, line in zip(rows, bits)]
+        work = [(self._slots[seqs[row].slot], row, seqs[row].start + seqs[row].n, line)
+                for row, line in zip(rows, bits)]
         if len(work) < PARALLEL_ROWS or self._num_threads == 1 or self._pool is None:
             failed = _fill(work)
         else:
@@ -156,15 +176,23 @@ class SlotGrammars:
                 _advance(slot.matcher.result(), [token_ids[row]])
 
 
-def _fill(work: list[tuple[int, _Slot, np.ndarray]]) -> dict[int, str]:
-    """Write the mask of each (row, slot, words); returns the rows that failed, and why."""
-    failed: dict[int, str] = {}
-    for row, slot, words in work:
-        error = slot.fill(words)
-        if error is not None:
+def _fill(work: list[tuple[_Slot, int, int, np.ndarray]]) -> dict[int, Fault]:
+    """Write the mask of each (slot, row, position, words); returns the rows that can choose nothing."""
+    failed: dict[int, Fault] = {}
+    for slot, row, position, words in work:
+        fault = slot.fill(words, position)
+        if fault is not None:
             words.fill(0)
-            failed[row] = f"the grammar of this request failed: {error}"
+            failed[row] = fault
     return failed
+
+
+def _without(words: np.ndarray, token_ids: Sequence[int]) -> np.ndarray:
+    """A mask less some tokens."""
+    left = words.view(np.uint32).copy()
+    for token_id in token_ids:
+        left[token_id // 32] &= np.uint32(0xFFFFFFFF ^ 1 << token_id % 32)
+    return left
 
 
 def _advance(matcher: Matcher, token_ids: list[int]) -> None:

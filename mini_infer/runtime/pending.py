@@ -9,6 +9,7 @@ import torch
 
 from mini_infer.core.plan import DeviceLostError, SeqStep, StepPlan, StepResult
 from mini_infer.ops.logprobs import TopLogprobs
+from mini_infer.runtime.grammar import Fault
 from mini_infer.runtime.sampler import INVALID_TOKEN, INVALID_TOKEN_MESSAGE, SampleOutput, unpack_logprobs
 
 
@@ -24,11 +25,11 @@ class PromptLogprobs:
 class DeviceStep:
     """What `Runner.execute` returns. All copies to the host are enqueued here, and one event marks their end.
 
-    `failed`: rows that are known to have failed, and why.
+    `failed`: rows that are known to have failed by their requests' own doing, and why.
     """
 
     def __init__(self, plan: StepPlan, output: SampleOutput, prompt_logprobs: Sequence[PromptLogprobs],
-                 failed: dict[int, str] | None = None):
+                 failed: dict[int, Fault] | None = None):
         self._failed = failed or {}
         self._plan = plan
         self._output = output
@@ -60,12 +61,14 @@ class DeviceStep:
         seqs = self._plan.seqs
         token_ids = self._token_ids.tolist()
         failed = {i: INVALID_TOKEN_MESSAGE for i, token in enumerate(token_ids)
-                  if token == INVALID_TOKEN and seqs[i].sample} | self._failed
+                  if token == INVALID_TOKEN and seqs[i].sample}
+        failed |= {row: fault.reason for row, fault in self._failed.items()}
+        at_fault = {row: fault.param for row, fault in self._failed.items()}
         logprobs = {row: [entry] for row, entry in self._output.unpack(self._logprobs).items() if seqs[row].sample}
         prompt_logprobs = {entry.index: unpack_logprobs(tensors, [entry.k] * len(tensors[0]))
                            for entry, tensors in zip(self._prompt_logprobs, self._prompt_tensors)}
         return StepResult(self._plan.step_id, sampled=_sampled(seqs, token_ids), logprobs=logprobs,
-                          prompt_logprobs=prompt_logprobs, failed=failed)
+                          prompt_logprobs=prompt_logprobs, failed=failed, at_fault=at_fault)
 
 
 def _sampled(seqs: Sequence[SeqStep], token_ids: list[int]) -> list[list[int]]:

@@ -184,7 +184,10 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 
 def check(delta: CompletionDelta) -> None:
-    """Raises GenerationError for a completion that ended for a reason that is not the model's."""
+    """Raises for a completion that ended for a reason that is not the model's: RequestError where a field of the
+    request made it fail, else GenerationError."""
+    if delta.finish_reason == "error" and delta.error_param is not None:
+        raise RequestError(delta.error or "the request cannot be served", delta.error_param)
     if delta.finish_reason == "error":
         raise GenerationError(delta.error or "the engine failed on this request")
     if delta.finish_reason == "abort":

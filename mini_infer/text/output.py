@@ -39,6 +39,7 @@ class CompletionDelta(NamedTuple):
     prompt_logprobs: list[PositionLogprobs | None] | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    error_param: str | None = None  # the request's own field that made it fail
 
 
 @dataclass(slots=True)
@@ -177,7 +178,7 @@ class SequenceOutput:
             finish_reason, stop_reason = "stop", stop_string
         if finish_reason is None and not (self._stream and out.token_ids):
             return None
-        return self._delta(finish_reason, stop_reason, out.error)
+        return self._delta(finish_reason, stop_reason, out.error, out.error_param)
 
     def _take(self, out: TokensOut) -> str | None:
         """Record the tokens, up to the one that completes a stop string; returns that string."""
@@ -218,9 +219,10 @@ class SequenceOutput:
         self._texts.append(text)
         return stop_string
 
-    def _delta(self, finish_reason: str | None, stop_reason: int | str | None, error: str | None) -> CompletionDelta:
+    def _delta(self, finish_reason: str | None, stop_reason: int | str | None, error: str | None,
+               error_param: str | None) -> CompletionDelta:
         delta = CompletionDelta(self._index, "".join(self._texts), self._token_ids, self._logprobs, finish_reason,
-                                stop_reason, self._prompt_logprobs, self._num_cached_tokens, error)
+                                stop_reason, self._prompt_logprobs, self._num_cached_tokens, error, error_param)
         self._texts, self._token_ids, self._prompt_logprobs = [], [], None
         self._logprobs = None if self._logprobs is None else []
         return delta

@@ -109,7 +109,7 @@ def test_every_call_that_changes_the_scheduler_is_recorded() -> None:
     reads |= {"take_timelines", "close"}  # the one empties a list that nothing is decided by, the other is the end
     assert public == recorded | reads, "record a new one in engine/record.py, or say here that it only reads"
     assert recorded <= set(vars(RecordingScheduler))
-    known = {"step_id", "sampled", "prompt_logprobs", "failed", "error"}
+    known = {"step_id", "sampled", "prompt_logprobs", "failed", "at_fault", "error"}
     assert set(result_body(StepResult(1))) == known, "replay.py reads these alone"
 
 

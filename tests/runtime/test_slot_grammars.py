@@ -145,7 +145,8 @@ def test_a_grammar_that_fails_takes_only_its_own_row() -> None:
     seqs = [row(0), row(1), row(2)]
     masks = slots.masks(seqs)
     assert masks is not None and allowed(masks.bits) == [[], [], [0]]
-    assert "5 is not 0" in masks.failed[0] and "no such grammar" in masks.failed[1] and len(masks.failed) == 2
+    assert "5 is not 0" in masks.failed[0].reason and "no such grammar" in masks.failed[1].reason
+    assert {fault.param for fault in masks.failed.values()} == {"structured_outputs"} and len(masks.failed) == 2
     slots.sampled(masks, seqs, Step([-1, -1, 0]))
     masks = slots.masks([row(2)])
     assert masks is not None and allowed(masks.bits) == [[1]]
@@ -171,6 +172,17 @@ def test_the_sampler_draws_under_the_masks() -> None:
     assert out.token_ids.tolist() == [9, 0, VOCAB - 1, 2]
 
 
+def test_min_tokens_against_a_grammar_that_must_end() -> None:
+    """Token 3 ends the request, and may not come before there are two tokens."""
+    for stop, eos, outputs, fails in (([3], (), (0, 1, 2), False), ([], (3,), (0, 1, 2), False), ([1], (), (0,), True),
+                                      ([], (1,), (0,), True), ([2], (1,), (0,), True), ([2], (), (0,), False)):
+        slots = SlotGrammars(lambda asked: Counter(50), VOCAB, eos)
+        params = SamplingParams(structured_outputs=ASKED, min_tokens=2, stop_token_ids=stop)
+        slots.admit(AdmittedSlot(0, 0, [60, 61, *outputs], 2, 0, [], params))
+        masks = slots.masks([SeqStep(0, 0, 0, 0, 2 + len(outputs), 0, [], True, False)])
+        assert masks is not None and [fault.param for fault in masks.failed.values()] == ["min_tokens"] * fails
+
+
 def test_many_rows_are_shared_among_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     slots = grammars()
@@ -193,4 +205,4 @@ def test_a_grammar_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPat
         masks = slots.masks([row(0), row(1, sample=False)])
         assert masks is not None
         found.append(masks.failed.get(0))
-    assert found[:2] == [None, None] and "400 ms a token" in found[3]
+    assert found[:2] == [None, None] and "400 ms a token" in found[3].reason

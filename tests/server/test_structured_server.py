@@ -288,6 +288,9 @@ class TestBundled:
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "wat"}}}],
           "tool_choice": "required"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}, "tools": TOOLS, "tool_choice": "required"}, "response_format"),
+        # These show only while they run.
+        ({"extra_body": {"structured_outputs": {"regex": "a{1000000}"}}}, "structured_outputs"),
+        ({"extra_body": {"structured_outputs": {"choice": ["Oslo"]}, "min_tokens": 5}}, "min_tokens"),
     ], ids=str)
     def test_refused(self, client: OpenAI, options: dict[str, Any], param: str) -> None:
         with pytest.raises(openai.BadRequestError) as error:
