@@ -35,8 +35,11 @@ class Dialects:
            tokenizer: Tokenizer) -> Dialects:
         """By the names of parsers; where none is given, by what the chat template writes itself."""
         sources = [] if template is None else template.sources.values()
-        return cls(guess_tools(sources) if tools is None else TOOL_PARSERS.get(tools),
-                   guess_reasoning(sources) if reasoning is None else REASONING_PARSERS.get(reasoning), tokenizer)
+        calls = guess_tools(sources)
+        if tools is not None and (calls is None or calls.name != tools):  # else it knows the form as well
+            calls = TOOL_PARSERS.get(tools)
+        return cls(calls, guess_reasoning(sources) if reasoning is None else REASONING_PARSERS.get(reasoning),
+                   tokenizer)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import openai
 import pytest
@@ -17,6 +17,10 @@ from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 from tokenizers import Tokenizer
 
+from mini_infer.server.reading import Dialects
+from mini_infer.text import tokenizer
+from mini_infer.text.chat_template import ChatTemplate
+from mini_infer.text.parsers.dialects import HERMES, MISTRAL, MISTRAL_NAMED, ToolDialect
 from tests.server.running import Running
 from tests.tiny import write_chat_model
 
@@ -305,3 +309,14 @@ class TestBundled:
             with pytest.raises(openai.BadRequestError) as error:
                 sdk(running).chat.completions.create(**ASK, tool_choice="required")
             assert error.value.param == "tool_choice" and "--tool-call-parser" in error.value.message
+
+
+@pytest.mark.parametrize("asked, template, expected", [
+    (None, "[TOOL_CALLS]{{ call.name }}", MISTRAL_NAMED), ("mistral", "[TOOL_CALLS]{{ call.name }}", MISTRAL_NAMED),
+    ("mistral", "<tool_call>", MISTRAL), ("mistral", None, MISTRAL), ("hermes", "[TOOL_CALLS]{{ call.name }}", HERMES),
+    ("none", "<tool_call>", None), (None, "nothing", None), (None, None, None),
+])
+def test_a_parser_s_name_and_the_form_that_the_template_writes(asked: str | None, template: str | None,
+                                                               expected: ToolDialect | None) -> None:
+    found = Dialects.of(asked, None, None if template is None else ChatTemplate(template), cast(tokenizer.Tokenizer, None))
+    assert found.tools is expected
