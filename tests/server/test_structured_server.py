@@ -318,5 +318,5 @@ class TestBundled:
 ])
 def test_a_parser_s_name_and_the_form_that_the_template_writes(asked: str | None, template: str | None,
                                                                expected: ToolDialect | None) -> None:
-    found = Dialects.of(asked, None, None if template is None else ChatTemplate(template), cast(tokenizer.Tokenizer, None))
-    assert found.tools is expected
+    of_model = None if template is None else ChatTemplate(template)
+    assert Dialects.of(asked, None, of_model, cast(tokenizer.Tokenizer, None)).tools is expected
