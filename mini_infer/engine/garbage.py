@@ -20,13 +20,14 @@ def settle_memory() -> None:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """For a long run in somebody else's process: until its end collections pass over all that was there before it."""
-    threshold, whole_heap = gc.get_threshold(), gc.get_freeze_count() == 0
-    if whole_heap:  # else somebody has frozen what is theirs to unfreeze
-        gc.freeze()
+    if gc.get_freeze_count():  # somebody has seen to it: another such run, or whoever owns this process
+        yield
+        return
+    threshold = gc.get_threshold()
+    gc.freeze()
     gc.set_threshold(YOUNG, 10, 10)
     try:
         yield
     finally:
         gc.set_threshold(*threshold)
-        if whole_heap:
-            gc.unfreeze()
+        gc.unfreeze()

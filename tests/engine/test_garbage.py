@@ -24,9 +24,20 @@ def test_a_long_run_leaves_the_collector_as_it_was(failing: bool) -> None:
 
 def test_what_others_have_frozen_stays_frozen() -> None:
     gc.freeze()
+    threshold = gc.get_threshold()
     try:
         with undisturbed():
-            pass
+            assert gc.get_threshold() == threshold
         assert gc.get_freeze_count() > 1000
     finally:
         gc.unfreeze()
+
+
+def test_runs_that_overlap() -> None:
+    threshold = gc.get_threshold()
+    first, second = undisturbed(), undisturbed()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert gc.get_threshold() == threshold and gc.get_freeze_count() == 0
