@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 
 from starlette.types import Message, Scope, Send
@@ -24,12 +24,12 @@ class Visit:
         self._status = 0
         self._complete = False
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:  # no coroutine of its own: it is called for every token
         if message["type"] == "http.response.start":
             self._status = message["status"]
         elif not message.get("more_body", False):
             self._complete = True
-        await self._send(message)
+        return self._send(message)
 
     @property
     def status(self) -> int:
