@@ -94,6 +94,15 @@ async def test_those_that_come_may_wait(port: int) -> None:
     writer.close()
 
 
+async def first_of(answers: list[str]) -> list[str]:
+    """The answers, as soon as there is one."""
+    for _ in range(1000):
+        if answers:
+            break
+        await asyncio.sleep(0.02)
+    return answers
+
+
 class TestPipelines:
     """Requests that come before the one before is answered."""
 
@@ -127,11 +136,7 @@ class TestPipelines:
         writer.write(b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n" + more)
         await asyncio.sleep(0.05)
         writer.close()
-        for _ in range(100):
-            if answers:
-                break
-            await asyncio.sleep(0.02)
-        assert answers == ["/wait: http.disconnect"]
+        assert await first_of(answers) == ["/wait: http.disconnect"]
 
     async def test_one_that_comes_late_does_not_hide_that_its_client_goes(self, port: int, answers: list[str]) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -140,11 +145,7 @@ class TestPipelines:
             writer.write(more)
             await asyncio.sleep(0.05)
         writer.close()
-        for _ in range(100):
-            if answers:
-                break
-            await asyncio.sleep(0.02)
-        assert answers == ["/wait: http.disconnect"]
+        assert await first_of(answers) == ["/wait: http.disconnect"]
 
 
 class TestBuffers:
