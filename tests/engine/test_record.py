@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import zlib
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -21,7 +22,7 @@ from mini_infer.config import ConfigError, EngineConfig, SchedulerConfig
 from mini_infer.core.plan import StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.engine.loop import EngineLoop
-from mini_infer.engine.record import RecordingScheduler, record, result_body
+from mini_infer.engine.record import GZIP, RecordingScheduler, record, result_body
 from mini_infer.engine.replay import Recording, RecordingError, Report, describe, replay
 from mini_infer.engine.sim import SimExecutor, VirtualClock
 from mini_infer.protocol import AddRequest, RequestError, SamplingParams
@@ -173,10 +174,16 @@ def test_a_change_that_changes_nothing_is_seen_as_well(run: Path, tmp_path: Path
     assert "changed after it was written" in capsys.readouterr().out
 
 
+def unzipped(raw: bytes) -> bytes:
+    return zlib.decompressobj(GZIP).decompress(raw)  # unlike gzip, content with a broken trailer
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_other_byte_is_seen(run: Path, tmp_path: Path, data: st.DataObject) -> None:
-    raw = bytearray(run.read_bytes())
+    """But for the few bits that leave every line as it was: those that fill up the last byte before each flush."""
+    whole = run.read_bytes()
+    raw = bytearray(whole)
     position = data.draw(st.integers(10, len(raw) - 1))  # the first ten are gzip's own date and system
     raw[position] ^= data.draw(st.integers(1, 255))
     path = tmp_path / "flipped"
@@ -185,7 +192,8 @@ def test_any_other_byte_is_seen(run: Path, tmp_path: Path, data: st.DataObject) 
         report, recording = replayed(path)
     except RecordingError:
         return
-    assert report.difference is not None or recording.damage is not None or not recording.complete
+    seen = report.difference is not None or recording.damage is not None or not recording.complete
+    assert seen or unzipped(raw) == unzipped(whole)
 
 
 @given(data=st.data())
