@@ -140,6 +140,8 @@ class Recording:
                     if len(rest) > MAX_LINE_BYTES:
                         self.damage = "a line without an end"
                         return
+        if rest and self.complete:
+            yield rest
 
 
 @dataclass(frozen=True)
