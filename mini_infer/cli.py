@@ -67,6 +67,7 @@ ENGINE_FLAGS = (
     Flag("max_model_len", int, "tokens of prompt and output together; what the model was made for by default"),
     Flag("max_num_seqs", int, "requests that run at the same time"),
     Flag("max_num_batched_tokens", int, "tokens computed in one step, prompts and outputs together"),
+    Flag("max_num_mixed_tokens", int, "the same of a step in which running requests wait for their next tokens"),
     Flag("block_size", int, "tokens in a block of the KV cache"),
     Flag("num_kv_blocks", int, "blocks in the KV cache, instead of what memory allows"),
     Flag("gpu_memory_utilization", float, "share of the GPU's memory to use (0.9)"),

@@ -235,6 +235,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
+    max_num_mixed_tokens: int | None = None
     block_size: int | None = None
     num_kv_blocks: int | None = None
     gpu_memory_utilization: float = 0.9
@@ -253,8 +254,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         self._check_names()
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_kv_blocks",
-                     "kv_cache_memory", "pipeline_depth", "threads"):
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_num_mixed_tokens", "block_size",
+                     "num_kv_blocks", "kv_cache_memory", "pipeline_depth", "threads"):
             value = self.__dict__[name]
             _check(value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1),
                    f"{name} must be a positive integer or None, got {value!r}")
@@ -320,6 +321,7 @@ class SchedulerConfig:
     enable_prefix_caching: bool = True
     policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()
+    max_num_mixed_tokens: int | None = None  # of a step with decode rows in it, where that is less
     watermark: float = 0.01  # share of the blocks kept free at admission, so that running requests can grow
     hash_key: bytes = b"mini-infer"  # keys the prefix hashes; an engine draws a random one at start
 
@@ -327,6 +329,8 @@ class SchedulerConfig:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len", "block_size", "num_blocks",
                      "vocab_size"):
             _check(self.__dict__[name] >= 1, f"{name} must be at least 1, got {self.__dict__[name]}")
+        _check(self.max_num_mixed_tokens is None or self.max_num_mixed_tokens >= 1,
+               f"max_num_mixed_tokens must be at least 1 or None, got {self.max_num_mixed_tokens}")
         _check(self.num_blocks * self.block_size >= self.max_model_len,
                f"max_model_len={self.max_model_len} needs {-(-self.max_model_len // self.block_size)} KV blocks of "
                f"{self.block_size} tokens but there are {self.num_blocks}; lower max_model_len or raise num_kv_blocks, "

@@ -157,7 +157,7 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         seqs, chunks = self._plan_decodes()
         num_decodes = len(seqs)
-        budget = self.config.max_num_batched_tokens - len(seqs)
+        budget = self._prompt_budget(num_decodes)
         for request in chunks:
             if budget == 0:
                 break
@@ -174,6 +174,14 @@ class Scheduler:
         released, self._released_slots = self._released_slots, []
         self._num_steps += 1
         return StepPlan(self._num_steps, admitted, seqs, released, num_decodes)
+
+    def _prompt_budget(self, num_decodes: int) -> int:
+        """Tokens of prompts in a step with so many decode rows, which wait for their next tokens as long as it takes.
+        However many they are, a quarter of a mixed step is left, so that prompts go on."""
+        budget, mixed = self.config.max_num_batched_tokens - num_decodes, self.config.max_num_mixed_tokens
+        if mixed is None or num_decodes == 0:
+            return budget
+        return min(budget, max(mixed - num_decodes, -(-mixed // 4)))
 
     def _plan_decodes(self) -> tuple[list[SeqStep], list[Request]]:
         """Rows for the running requests with one missing token, long contexts first, and the requests that miss more.

@@ -73,6 +73,7 @@ def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limit
     return SchedulerConfig(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_mixed_tokens=config.max_num_mixed_tokens,
         max_model_len=max_model_len,
         block_size=limits.block_size,
         num_blocks=num_blocks,

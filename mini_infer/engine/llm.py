@@ -140,15 +140,14 @@ class LLM:
                                "priority")
         for each in priorities:
             check_priority(each, self.config.scheduling_policy)
-        assemblers: list[RequestAssembler] = []
+        assemblers = [RequestAssembler(str(number), prepared.prompt, prepared.prompt_token_ids, prepared.params.n)
+                      for number, prepared in enumerate(requests, self._next_request)]
+        self._next_request += len(requests)
         owner: dict[int, RequestAssembler] = {}
         try:
-            for prepared, rank in zip(requests, priorities):
-                assembler = RequestAssembler(str(self._next_request), prepared.prompt, prepared.prompt_token_ids,
-                                             prepared.params.n)
-                self._next_request += 1
-                assemblers.append(assembler)
-                owner.update(dict.fromkeys(self._add(prepared, rank, cache_salt, stream=False), assembler))
+            for index in _longest_first(requests):
+                added = self._add(requests[index], priorities[index], cache_salt, stream=False)
+                owner.update(dict.fromkeys(added, assemblers[index]))
             with tqdm(total=len(requests), desc="requests", disable=not use_tqdm, dynamic_ncols=True) as bar:
                 self._finish(owner, bar)
         finally:
@@ -246,6 +245,12 @@ def _as_params(given: SamplingParams | Sequence[SamplingParams] | None, keywords
         raise RequestError(f"sampling_params must be one or one each: {count} prompts, {len(given)} given",
                            "sampling_params")
     return list(given)
+
+
+def _longest_first(requests: Sequence[PreparedRequest]) -> list[int]:
+    """Places of requests in the order to run them: those that may take the most steps are not left for the end, where
+    a batch of few rows would cost nearly as much as a full one (longest processing time first, Graham 1969)."""
+    return sorted(range(len(requests)), key=lambda index: requests[index].params.max_tokens or 0, reverse=True)
 
 
 def _raise_if_failed(delta: CompletionDelta) -> None:

@@ -99,6 +99,19 @@ class TestBudget:
             [(1, 10, 1, True), (0, 4, 1, True), (2, 4, 2, True)],  # long contexts first
         ]
 
+    def test_prompts_beside_decodes_have_a_budget_of_their_own(self) -> None:
+        engine = Engine(config(max_num_mixed_tokens=5, max_num_seqs=8))
+        engine.add(item(0, 14, max_tokens=None))
+        engine.step()
+        for i in range(1, 7):
+            engine.add(item(i, 5, max_tokens=None))
+        for _ in range(9):
+            engine.step()
+        chunks = [(plan.num_decodes, plan.num_tokens - plan.num_decodes) for plan in engine.plans]
+        # Alone a prompt may fill the step; then five tokens with the decode rows, or a quarter of that. The last token
+        # of a prompt makes a decode row.
+        assert chunks == [(0, 14), (1, 4), (2, 3), (2, 3), (3, 2), (3, 2), (4, 2), (4, 2), (5, 2), (5, 2)]
+
     def test_decodes_alone_may_fill_the_budget(self) -> None:
         engine = Engine(config(max_num_batched_tokens=2))
         for i in range(4):

@@ -39,6 +39,21 @@ def chat_llm(chat_model: Path) -> LLM:
     return make(chat_model, skip_tokenizer_init=False, block_size=8)
 
 
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ids of requests in the order of their ends."""
+    ids: list[str] = []
+    add = RequestAssembler.add
+
+    def spy(self: RequestAssembler, delta: CompletionDelta) -> bool:
+        if done := add(self, delta):
+            ids.append(self.output.request_id)
+        return done
+
+    monkeypatch.setattr(RequestAssembler, "add", spy)
+    return ids
+
+
 def idle(llm: LLM) -> bool:
     stats = llm.stats()
     return (stats.running, stats.waiting, stats.used_blocks) == (0, 0, 0) and \
@@ -134,6 +149,15 @@ def test_streams_interleave_and_closing_one_frees_it(checkpoint: Path) -> None:
     assert idle(llm)
 
 
+def test_those_that_may_take_long_go_first(checkpoint: Path, finished: list[str]) -> None:
+    prompts, lengths = [[1, 2, 3], [4, 5], [6], [7, 8, 9]], [3, 9, 9, 5]
+    outs = make(checkpoint, max_num_seqs=1).generate(
+        prompts, [SamplingParams(max_tokens=length, ignore_eos=True) for length in lengths], use_tqdm=False)
+    assert finished == [outs[i].request_id for i in (1, 2, 3, 0)]
+    assert [len(out.token_ids) for out in outs] == lengths
+    assert [out.prompt_token_ids for out in outs] == prompts
+
+
 class TestChat:
     MESSAGES = ({"role": "user", "content": "hello world, what comes after monday?"},)
     GREEDY = SamplingParams(temperature=0.0, max_tokens=12)
@@ -161,19 +185,9 @@ class TestChat:
 
         assert [cached("a"), cached("b")] == [0, 0] and cached("a") > 0
 
-    def test_priority(self, chat_model: Path) -> None:
+    def test_priority(self, chat_model: Path, finished: list[str]) -> None:
         llm = make(chat_model, skip_tokenizer_init=False, scheduling_policy="priority", max_num_seqs=1)
-        finished: list[str] = []
-        add = RequestAssembler.add
-
-        def spy(self: RequestAssembler, delta: CompletionDelta) -> bool:
-            if done := add(self, delta):
-                finished.append(self.output.request_id)
-            return done
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RequestAssembler, "add", spy)
-            outs = llm.chat([self.MESSAGES] * 3, self.GREEDY, use_tqdm=False, priority=[2, 1, 0])
+        outs = llm.chat([self.MESSAGES] * 3, self.GREEDY, use_tqdm=False, priority=[2, 1, 0])
         assert finished == [out.request_id for out in reversed(outs)]
         with pytest.raises(RequestError, match="priority"):
             llm.chat(self.MESSAGES, self.GREEDY, use_tqdm=False, priority=[1, 2])
