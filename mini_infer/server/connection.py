@@ -13,10 +13,11 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mini_infer.server.buffers import Buffers
-from mini_infer.server.errors import INVALID, error_body
+from mini_infer.server.errors import CUT_SHORT, INVALID, error_body
 from mini_infer.server.limits import (
     BODY_SECONDS,
     HEADER_SECONDS,
+    LINGER_SECONDS,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_PIPELINED,
@@ -24,8 +25,7 @@ from mini_infer.server.limits import (
     SMALL_REQUEST,
 )
 
-_REASONS = {400: b"Bad Request", 431: b"Request Header Fields Too Large",
-            503: b"Service Unavailable\r\nretry-after: 1"}
+_REASONS = {400: b"Bad Request", 429: b"Too Many Requests\r\nretry-after: 1", 431: b"Request Header Fields Too Large"}
 
 
 class Connection(HttpToolsProtocol):
@@ -47,6 +47,7 @@ class Connection(HttpToolsProtocol):
         self._pipelined_bytes = 0
         self._sizes: deque[int] = deque()  # bytes of the requests that are not answered, as they are counted in buffers
         self._no_room = False  # for the newest of them
+        self._lingers = False  # until its client has read the last answer
         self._wait(HEADER_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -66,6 +67,8 @@ class Connection(HttpToolsProtocol):
         self._buffers.caught_up(self.transport)
 
     def data_received(self, data: bytes) -> None:
+        if self._lingers:
+            return
         self._began = False
         super().data_received(data)
         # The parser collects a header before it shows it, so what it has not shown is counted here.
@@ -127,24 +130,33 @@ class Connection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """The answer to bytes that are not HTTP, or are too many before a body begins, or for which there is no room;
-        the end of the connection. In the middle of another answer it cannot be said."""
-        now = self._answered
-        if now is not None and not now.response_complete:
-            if not self._no_room or now is not self.cycle or now.response_started:
-                return self._hang_up()
-            self._tell_that_client_is_gone()  # this is its answer
-        status, message = 400, "the request is not valid HTTP"
-        kind, code = INVALID, None
+        the end of the connection. While the answer to another request is on its way it cannot be said."""
+        status, message, kind, code = 400, "the request is not valid HTTP", INVALID, None
         if self._no_room:
-            status, message = 503, "the server holds as many bytes of requests and answers as it may"
-            kind, code = "service_unavailable_error", "buffers_full"
+            status, message = 429, "the server is busy: it holds as many bytes of requests and answers as it may"
+            kind, code = "rate_limit_error", "buffers_full"
         elif self._too_large():
             status, message = 431, (f"the request line and headers are more than {MAX_HEADER_BYTES} bytes or "
                                     f"{MAX_HEADERS} headers")
+        now = self._answered
+        if now is not None and not now.response_complete:
+            if now is not self.cycle or not now.more_body or now.response_started:
+                return self._hang_up()
+            now.scope[CUT_SHORT] = status  # type: ignore[typeddict-unknown-key]
+            self._tell_that_client_is_gone()  # as to its own body: this is the answer
         body = msgspec.json.encode(error_body(message, kind, code=code))
         self.transport.write(b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
                              b"connection: close\r\n\r\n%b" % (status, _REASONS[status], len(body), body))
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close when the client does, or soon. It may be sending still, and what comes after a close is answered with a
+        reset, which takes away what the client has not read."""
+        self._lingers = True
+        self.flow.resume_reading()  # or it would not be seen to close
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_SECONDS)
 
     def _hang_up(self) -> None:
         self._tell_that_client_is_gone()  # at once: nothing can be sent any more

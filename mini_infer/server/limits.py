@@ -17,6 +17,7 @@ MAX_PIPELINED = 16  # requests of a connection that wait for the answer to the o
 MAX_PIPELINED_BYTES = 2**20  # of their bodies
 HEADER_SECONDS = 30.0  # for a connection to bring all headers of a request
 BODY_SECONDS = 60.0  # and then its body
+LINGER_SECONDS = 2.0  # for a client that is refused in the middle of its request to read why
 MAX_BODY_SIZE = 8 * 2**20  # bytes, unless --max-body-size says otherwise
 MAX_BUFFERED_SIZE = 2**30  # bytes of all connections together, unless --max-buffered-size says otherwise
 SMALL_REQUEST = 8192  # bytes; it is let in all the same: a probe, a look at the metrics

@@ -99,7 +99,8 @@ async def _serve(options: ServeOptions, sock: socket.socket, llm: AsyncLLM, star
     buffers = Buffers(options.max_buffered_size, options.max_body_size)
     server = Server(uvicorn.Config(
         app, http=partial(Connection, buffers),  # type: ignore[arg-type]  # it calls what it says is a class
-        ws="none", lifespan="off", log_level="warning", access_log=False, server_header=False,
+        ws="none", lifespan="off", access_log=False, server_header=False,
+        log_level="error",  # its warnings are a line for each piece of bytes that is not HTTP: anybody could fill the log
         timeout_graceful_shutdown=CLOSE_SECONDS,
         ssl_certfile=options.ssl_certfile, ssl_keyfile=options.ssl_keyfile, ssl_ca_certs=options.ssl_ca_certs,
         ssl_cert_reqs=options.ssl_cert_reqs), ready)

@@ -199,7 +199,7 @@ class TestBuffers:
                      b"c350\r\n" + b"x" * 50_000):  # 50,000 in hexadecimal
             reader, _ = await self.send(small_port, head)
             answer = await asyncio.wait_for(reader.read(), 5)
-            assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: 1" in answer and b'"buffers_full"' in answer
+            assert answer.startswith(b"HTTP/1.1 429") and b"retry-after: 1" in answer and b'"buffers_full"' in answer
         reader, _ = await self.send(small_port, self.HEAD % 5 + b"small")
         assert b"5 bytes" in await asyncio.wait_for(reader.readuntil(b"bytes"), 5)
         for reader, writer in waiting:
@@ -244,5 +244,21 @@ class TestBuffers:
             server.eventually("requests_received_total", 1)
             with socket.create_connection(("127.0.0.1", server.port)) as other:
                 other.sendall(head % 60_000)
-                assert other.recv(100).startswith(b"HTTP/1.1 503")
+                assert other.recv(100).startswith(b"HTTP/1.1 429")
+            with socket.create_connection(("127.0.0.1", server.port)) as other:
+                other.sendall(head.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"ffffff\r\n")
+                with suppress(ConnectionError):
+                    other.sendall(b"x" * 4_000_000)
+                assert other.recv(100).startswith(b"HTTP/1.1 429")
+            server.eventually("requests_ended_total", 1)  # what the first one brings is not counted before it ends
+            assert 'outcome="refused"} 1.0' in server.get("/metrics")[1]
+            for noise in (b"nonsense\r\n\r\n", head.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"no"):
+                with socket.create_connection(("127.0.0.1", server.port)) as other:
+                    other.sendall(noise)
+                    assert other.recv(100).startswith(b"HTTP/1.1 400")
+            server.eventually("requests_ended_total", 2)
+            assert 'outcome="refused"} 2.0' in server.get("/metrics")[1]
             waiting.close()
+            server.eventually("requests_ended_total", 3)
+            num_lines = len(server.log)
+        assert server.log[num_lines:] == ["mini-infer: stopping\n"]  # anybody could fill it
