@@ -100,7 +100,7 @@ async def _serve(options: ServeOptions, sock: socket.socket, llm: AsyncLLM, star
     server = Server(uvicorn.Config(
         app, http=partial(Connection, buffers),  # type: ignore[arg-type]  # it calls what it says is a class
         ws="none", lifespan="off", access_log=False, server_header=False,
-        log_level="error",  # its warnings are a line for each piece of bytes that is not HTTP: anybody could fill the log
+        log_level="error",  # a warning for each piece of bytes that is not HTTP would let anybody fill the log
         timeout_graceful_shutdown=CLOSE_SECONDS,
         ssl_certfile=options.ssl_certfile, ssl_keyfile=options.ssl_keyfile, ssl_ca_certs=options.ssl_ca_certs,
         ssl_cert_reqs=options.ssl_cert_reqs), ready)

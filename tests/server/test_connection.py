@@ -238,6 +238,7 @@ class TestBuffers:
 
     def test_the_flag_reaches_connections(self, small_model: Path) -> None:
         head = self.HEAD.replace(b"/", b"/v1/completions", 1)
+        chunked = head.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked")
         with Running(small_model, "--dry-run", "--dry-gpu", "free", "--max-body-size", "60kB", "--max-buffered-size",
                      "100kB") as server, socket.create_connection(("127.0.0.1", server.port)) as waiting:
             waiting.sendall(head % 50_000 + b"x" * 49_000)
@@ -246,13 +247,13 @@ class TestBuffers:
                 other.sendall(head % 60_000)
                 assert other.recv(100).startswith(b"HTTP/1.1 429")
             with socket.create_connection(("127.0.0.1", server.port)) as other:
-                other.sendall(head.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"ffffff\r\n")
+                other.sendall(chunked + b"ffffff\r\n")
                 with suppress(ConnectionError):
                     other.sendall(b"x" * 4_000_000)
                 assert other.recv(100).startswith(b"HTTP/1.1 429")
             server.eventually("requests_ended_total", 1)  # what the first one brings is not counted before it ends
             assert 'outcome="refused"} 1.0' in server.get("/metrics")[1]
-            for noise in (b"nonsense\r\n\r\n", head.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"no"):
+            for noise in (b"nonsense\r\n\r\n", chunked + b"no"):
                 with socket.create_connection(("127.0.0.1", server.port)) as other:
                     other.sendall(noise)
                     assert other.recv(100).startswith(b"HTTP/1.1 400")
