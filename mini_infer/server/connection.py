@@ -142,7 +142,7 @@ class Connection(HttpToolsProtocol):
         if now is not None and not now.response_complete:
             if now is not self.cycle or not now.more_body or now.response_started:
                 return self._hang_up()
-            now.scope[CUT_SHORT] = status  # type: ignore[typeddict-unknown-key]
+            now.scope[CUT_SHORT] = status  # type: ignore[literal-required]
             self._tell_that_client_is_gone()  # as to its own body: this is the answer
         body = msgspec.json.encode(error_body(message, kind, code=code))
         self.transport.write(b"HTTP/1.1 %d %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
