@@ -34,7 +34,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """
     if weight.is_mkldnn:
         assert out is None, "a packed weight's result has a place of its own"
-        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise.default(_padded(x), weight, bias, "none", [], "")[: x.shape[0]]
     if multiply := _skinny(x, weight):
         return multiply(x, weight, Epilogue(bias=bias), out)
     if out is not None:
@@ -63,12 +63,27 @@ def linear_add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                residual: torch.Tensor) -> torch.Tensor:
     """residual [T, out] + linear(x), rounded once, in the matmul's own epilogue; `residual` may be overwritten."""
     if weight.is_mkldnn:
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
+        x, residual, rows = _padded(x), _padded(residual), x.shape[0]
+        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")[:rows]
     if multiply := _skinny(x, weight):
         return multiply(x, weight, Epilogue(bias=bias, residual=residual))
     if bias is not None:
         residual += bias
     return residual.addmm_(x, weight.t())
+
+
+def _padded(x: torch.Tensor) -> torch.Tensor:
+    """x [T, in] with rows of zeros up to `padded_rows`."""
+    missing = padded_rows(x.shape[0]) - x.shape[0]
+    return F.pad(x, (0, 0, 0, missing)) if missing else x
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows oneDNN is given for so many. For each number and weight it compiles a kernel, which takes a
+    millisecond and half a megabyte that it keeps: with any number, those of a few hours' prompts would be most of what
+    a small model needs."""
+    step = 1 if rows <= 16 else 4 if rows <= 64 else 16 if rows <= 256 else 32
+    return -(-rows // step) * step
 
 
 def _skinny(x: torch.Tensor, weight: torch.Tensor) -> Callable[..., torch.Tensor] | None:

@@ -8,7 +8,7 @@ import torch
 from mini_infer.ops import linear
 
 
-@pytest.mark.parametrize("shape", [(1, 384, 96), (5, 33, 70), (40, 16, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 384, 96), (5, 33, 70), (40, 16, 1), (61, 32, 48), (321, 16, 8)], ids=str)
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 def test_packed_weight(assert_close, dtype, shape, with_bias):
     num_tokens, in_features, out_features = shape
@@ -20,3 +20,14 @@ def test_packed_weight(assert_close, dtype, shape, with_bias):
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert_close(linear.linear(x, weight, bias), expected)
     assert_close(linear.linear(x, packed, bias), expected)
+    residual = torch.randn(num_tokens, out_features).to(dtype)
+    summed = residual.double() + expected
+    assert_close(linear.linear_add(x, weight, bias, residual.clone()), summed)
+    assert_close(linear.linear_add(x, packed, bias, residual.clone()), summed)
+
+
+def test_padded_rows_are_few_and_little_more():
+    padded = [linear.padded_rows(rows) for rows in range(1, 1025)]
+    assert padded == sorted(padded) and len(set(padded)) == 64
+    assert all(rows <= more <= 1.25 * rows for rows, more in enumerate(padded, 1))
+    assert all(linear.padded_rows(more) == more for more in padded)
