@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -64,13 +65,45 @@ class Lifecycle:
             self.idle.set()
 
 
+class Turns:
+    """Lets one task go on in each pass of the event loop, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._taken = False  # in this pass
+
+    async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._taken:
+            self._taken = True
+            loop.call_soon(self._next)
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():  # its task was cancelled
+                turn.set_result(None)
+                asyncio.get_running_loop().call_soon(self._next)
+                return
+        self._taken = False
+
+
 class Turnstile:
     """Raw ASGI: turns requests for generation away while they cannot be taken, before their bodies are read, and counts
-    those that go through until they are answered."""
+    those that go through until they are answered.
+
+    To begin with a request takes as long as to write the tokens of thirty. Where many come at once they begin one by
+    one, and between them whatever else is ready has its turn: the tokens of those that run.
+    """
 
     def __init__(self, app: ASGIApp, life: Lifecycle):
         self._app = app
         self._life = life
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST" \
@@ -85,6 +118,7 @@ class Turnstile:
             visit.let_in = True
             life.enter()
             try:
+                await self._turns.wait()
                 await self._app(scope, receive, visit.send)
             finally:
                 life.leave()
