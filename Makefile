@@ -34,6 +34,9 @@ test-gpu:  ## on a machine with a CUDA GPU; runs from a plain checkout with the 
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict deploy .github .yamllint
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/kubernetes-validate --strict --quiet --no-warn deploy/kubernetes/base/*.yaml
 
 grid: setup  ## the equivalence grid, written to docs/grid.md
 	$(BIN)/python -m tests.grid --out docs/grid.md

@@ -1,4 +1,4 @@
-"""The command line: `mini-infer serve | chat | generate | replay`.
+"""The command line: `mini-infer serve | chat | generate | record | replay | bench`.
 
 Options are rows of a table: the ones of the engine are the fields of EngineConfig under vLLM's flag names. Only options
 that were given are passed on, so every default lives in one place, with the thing it configures.
@@ -88,7 +88,7 @@ SERVE_FLAGS = (
     Flag("port", int, "port to listen on (8000)"),
     Flag("served_model_name", list, "name that clients call the model; may be repeated"),
     Flag("shutdown_timeout", int, "seconds that running requests get after SIGTERM (30)"),
-    Flag("max_queue", int, "requests that may wait for a place in the batch; more get 429 at once (2048)"),
+    Flag("max_queue", int, "sequences that may wait for a place in the batch; more get 429 at once (2048)"),
     Flag("max_concurrent_requests", int, "requests that are answered at a time; more get 429 at once (any number)"),
     Flag("default_timeout", float, "seconds for a request that names no timeout of its own (none)"),
     Flag("engine_stall_timeout", float, "seconds without progress after which the engine is said to hang (60)"),
@@ -142,19 +142,22 @@ def make_parser() -> argparse.ArgumentParser:
     chat.add_argument("--system", help="system prompt")
     generate = commands.add_parser("generate", allow_abbrev=False, help="complete a prompt")
     generate.add_argument("prompt", metavar="PROMPT", help="the text to go on from; - reads standard input")
+    record = commands.add_parser("record", allow_abbrev=False, help="serve, and write the run to a file for replay")
+    record.add_argument("record", metavar="FILE", help="file to write the run to, prompts included")
+    _add_flags(record, "server", SERVE_FLAGS)
     replay = commands.add_parser("replay", allow_abbrev=False, help="drive the scheduler through a recorded run again")
-    replay.add_argument("recording", metavar="FILE", help="what --record wrote")
+    replay.add_argument("recording", metavar="FILE", help="what record or --record wrote")
     replay.add_argument("--dump", action="store_true", help="print the recorded events and compare nothing")
     replay.add_argument("--plugin", action="append", default=[], help="module that registers the run's policy")
     bench = commands.add_parser("bench", allow_abbrev=False, help="measure the engine, a server, the start or kernels")
     add_commands(bench, _add_engine_options)
-    for command in (serve, chat):
+    for command in (serve, record, chat):
         command.add_argument("positional_model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     for command in (chat, generate):
         _add_flags(command, "sampling", SAMPLING_FLAGS)
     for command in (serve, chat, generate):
-        command.add_argument("--model", help=MODEL_HELP)
-        _add_flags(command, "engine", ENGINE_FLAGS)
+        _add_engine_options(command)
+    _add_engine_options(record, [flag for flag in ENGINE_FLAGS if flag.name != "record"])
     return parser
 
 
@@ -164,9 +167,9 @@ def _add_flags(parser: argparse.ArgumentParser, title: str, flags: Sequence[Flag
         flag.add_to(group)
 
 
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+def _add_engine_options(parser: argparse.ArgumentParser, flags: Sequence[Flag] = ENGINE_FLAGS) -> None:
     parser.add_argument("--model", help=MODEL_HELP)
-    _add_flags(parser, "engine", ENGINE_FLAGS)
+    _add_flags(parser, "engine", flags)
 
 
 def _given(args: argparse.Namespace, flags: Sequence[Flag]) -> dict[str, Any]:
@@ -263,7 +266,8 @@ def run_replay(args: argparse.Namespace, start: float) -> int:
     return replay(args.recording, args.dump, args.plugin)
 
 
-RUN = {"serve": run_serve, "chat": run_chat, "generate": run_generate, "replay": run_replay, "bench": run_bench}
+RUN = {"serve": run_serve, "chat": run_chat, "generate": run_generate, "record": run_serve, "replay": run_replay,
+       "bench": run_bench}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -289,6 +289,7 @@ class EngineStats:
     cached_tokens: int = 0
     generated_tokens: int = 0
     computed_tokens: int = 0  # in steps whose results are in, those that a preemption made it compute again included
+    computed_rows: int = 0  # in the same steps: how many sequences each had, added up
     requests_added: int = 0
     requests_finished: int = 0
     requests_aborted: int = 0

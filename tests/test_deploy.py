@@ -1,21 +1,25 @@
 """The files under deploy/ and the Dockerfile: well formed, pinned, safe by default, and at one with the program.
 
-Engines that would run them (docker, kubectl) are not at hand here; .github/workflows/deploy.yml has them.
+Their linters (hadolint, kubernetes-validate, yamllint) come with `make setup` and need no network. Engines that would
+run them (docker compose, promtool) are in .github/workflows/deploy.yml; kubectl and systemd are used where there are.
 """
 
 from __future__ import annotations
 
 import configparser
+import copy
 import fnmatch
 import json
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from yamllint import linter
@@ -58,6 +62,20 @@ def test_yaml_is_tidy(path: Path) -> None:
 
 
 # ---- Dockerfile ------------------------------------------------------------------------------------------------------
+
+
+def hadolint(path: Path) -> str:
+    """Its complaints."""
+    done = subprocess.run([Path(sys.executable).with_name("hadolint"), path], capture_output=True, text=True)
+    assert done.returncode in (0, 1) and not done.stderr
+    return done.stdout
+
+
+def test_hadolint_finds_nothing_to_complain_of(tmp_path: Path) -> None:
+    for path in (*ROOT.glob("*Dockerfile*"), *DEPLOY.rglob("*Dockerfile*")):
+        assert hadolint(path) == ""
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN cd /src && pip install torch\n")
+    assert {"DL3006", "DL3003", "DL3013"} <= set(re.findall(r"DL\d+", hadolint(tmp_path / "Dockerfile")))
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -158,6 +176,16 @@ def test_compose_files_are_as_compose_has_them(name: str) -> None:
     jsonschema.validate(load(DEPLOY / name), COMPOSE)
 
 
+@pytest.mark.parametrize("wrong", [{"port": ["8000:8000"]}, {"restart": "sometimes"}, {"ports": "8000:8000"},
+                                   {"init": "yes"}, {"stop_grace_period": 60}, {"build": {"arg": {}}},
+                                   {"environment": {"A": True}}, {"deploy": {"gpus": 1}}], ids=str)
+def test_a_slip_in_a_compose_file_would_show(wrong: dict[str, Any]) -> None:
+    compose = load(DEPLOY / "docker-compose.yml")
+    compose["services"]["mini-infer"].update(wrong)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(compose, COMPOSE)
+
+
 def test_compose_is_pinned_local_and_whole() -> None:
     compose = load(DEPLOY / "docker-compose.yml")
     services = compose["services"]
@@ -182,7 +210,10 @@ def test_compose_is_pinned_local_and_whole() -> None:
 
 def test_prometheus_and_grafana_find_each_other() -> None:
     services = load(DEPLOY / "docker-compose.yml")["services"]
-    (job,) = load(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
+    config = load(DEPLOY / "prometheus" / "prometheus.yml")
+    (job,) = config["scrape_configs"]
+    assert set(config) == {"global", "scrape_configs"} and set(config["global"]) == {"scrape_interval"}
+    assert set(job) == {"job_name", "static_configs"}
     assert job["static_configs"] == [{"targets": [f"mini-infer:{PORT}"]}] and "mini-infer" in services
     (source,) = load(DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml")["datasources"]
     assert source["type"] == "prometheus" and source["url"] == "http://prometheus:9090" and "prometheus" in services
@@ -194,6 +225,84 @@ def test_prometheus_and_grafana_find_each_other() -> None:
 
 
 # ---- Kubernetes ------------------------------------------------------------------------------------------------------
+
+
+VERSIONS = sorted({kubernetes_validate.latest_version(), "1.29"})  # the oldest and the newest to hold them against
+KUSTOMIZATION = {"apiVersion", "kind", "resources", "images", "patches"}  # what `rendered` knows
+SERVICE_MONITOR = {  # of the Prometheus operator's, what is used here: no schema of Kubernetes has it
+    "type": "object", "additionalProperties": False, "required": ["apiVersion", "kind", "metadata", "spec"],
+    "properties": {
+        "apiVersion": {"const": "monitoring.coreos.com/v1"}, "kind": {"const": "ServiceMonitor"},
+        "metadata": {"type": "object", "additionalProperties": False, "required": ["name"], "properties": {
+            "name": {"type": "string"}, "labels": {"type": "object", "additionalProperties": {"type": "string"}}}},
+        "spec": {"type": "object", "additionalProperties": False, "required": ["selector", "endpoints"], "properties": {
+            "selector": {"type": "object", "additionalProperties": False, "required": ["matchLabels"], "properties": {
+                "matchLabels": {"type": "object", "additionalProperties": {"type": "string"}}}},
+            "endpoints": {"type": "array", "minItems": 1, "items": {
+                "type": "object", "additionalProperties": False, "required": ["port", "path"], "properties": {
+                    "port": {"type": "string"}, "path": {"type": "string", "pattern": "^/"},
+                    "interval": {"type": "string", "pattern": r"^(\d+(ms|[smhdwy]))+$"},
+                    "authorization": {"type": "object", "additionalProperties": False, "properties": {
+                        "type": {"type": "string"}, "credentials": {
+                            "type": "object", "additionalProperties": False, "required": ["key"], "properties": {
+                                "name": {"type": "string"}, "key": {"type": "string"},
+                                "optional": {"type": "boolean"}}}}}}}}}}}}
+
+
+def rendered(folder: Path) -> dict[str, Any]:
+    """What `kubectl apply -k` would apply, by kind."""
+    kustomization = load(folder / "kustomization.yaml")
+    assert set(kustomization) <= KUSTOMIZATION and kustomization["kind"] == "Kustomization"
+    assert kustomization["apiVersion"] == "kustomize.config.k8s.io/v1beta1"
+    built: dict[str, Any] = {}
+    for resource in kustomization["resources"]:
+        path = (folder / resource).resolve()
+        built |= rendered(path) if path.is_dir() else {(manifest := load(path))["kind"]: manifest}
+    for image in kustomization.get("images", ()):
+        for each in built["Deployment"]["spec"]["template"]["spec"]["containers"]:
+            if each["image"].partition(":")[0] == image["name"]:
+                each["image"] = f"{image['name']}:{image['newTag']}"
+    for patch in kustomization.get("patches", ()):
+        for change in yaml.safe_load(patch["patch"]):
+            assert set(change) == {"op", "path", "value"} and change["op"] == "add"
+            *path, last = (step.replace("~1", "/") for step in change["path"].split("/")[1:])
+            target = built[patch["target"]["kind"]]
+            assert target["metadata"]["name"] == patch["target"]["name"]
+            for step in path:
+                target = target[int(step)] if isinstance(target, list) else target[step]
+            target[last] = change["value"]
+    return built
+
+
+both_folders = pytest.mark.parametrize("folder", ["base", "gpu"], ids=["cpu-folder", "gpu-folder"])  # "gpu" is a mark
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@both_folders
+def test_kubernetes_knows_every_field(folder: str, version: str) -> None:
+    manifests = rendered(KUBERNETES / folder)
+    assert set(manifests) == {"Deployment", "Service", "PersistentVolumeClaim"}
+    for manifest in manifests.values():
+        kubernetes_validate.validate(manifest, version, strict=True)
+    slip = copy.deepcopy(manifests["Deployment"])
+    slip["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["periodSecond"] = 10
+    with pytest.raises(kubernetes_validate.ValidationError, match="periodSecond"):
+        kubernetes_validate.validate(slip, version, strict=True)
+
+
+def test_every_manifest_is_held_against_a_schema() -> None:
+    """The service monitor needs the operator's definitions, so it is applied by itself; with a key as without one."""
+    used = {"servicemonitor.yaml", "kustomization.yaml", *load(BASE / "kustomization.yaml")["resources"]}
+    assert {path.name for path in BASE.iterdir()} == used
+    text = (BASE / "servicemonitor.yaml").read_text()
+    with_key = re.sub(r"# (?=authorization:|  credentials:)", "", text)
+    assert yaml.safe_load(with_key) != yaml.safe_load(text)
+    for monitor in (yaml.safe_load(text), yaml.safe_load(with_key)):
+        jsonschema.validate(monitor, SERVICE_MONITOR)
+    (endpoint,) = yaml.safe_load(with_key)["spec"]["endpoints"]
+    (secret,) = (source["secretRef"]["name"] for source in container()["envFrom"])
+    assert endpoint["authorization"]["credentials"] == {"name": secret, "key": "MINI_INFER_API_KEY"}
+    assert endpoint["path"] == "/metrics"
 
 
 def pod() -> Any:
@@ -253,28 +362,33 @@ def test_the_gpu_overlay_changes_what_is_there() -> None:
     (image,) = overlay["images"]
     assert f"{image['name']}:{image['newTag']}" == load(
         DEPLOY / "docker-compose.gpu.yml")["services"]["mini-infer"]["image"] == f"{IMAGE}-cuda"
-    (patch,) = overlay["patches"]
-    assert patch["target"] == {"kind": "Deployment", "name": "mini-infer"}
-    (change,) = yaml.safe_load(patch["patch"])
-    *path, last = change["path"].strip("/").split("/")
-    target: Any = load(BASE / "deployment.yaml")
-    for step in path:
-        target = target[int(step)] if isinstance(target, list) else target[step]
-    assert isinstance(target, dict) and last.replace("~1", "/") == "nvidia.com/gpu" and change["value"] == 1
+    plain, changed = (rendered(KUBERNETES / folder) for folder in ("base", "gpu"))
+    (runs,) = plain["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert runs["image"] == IMAGE
+    runs["image"], runs["resources"]["limits"]["nvidia.com/gpu"] = f"{IMAGE}-cuda", 1
+    assert changed == plain
 
 
-@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
-@pytest.mark.parametrize("folder, image", [("base", IMAGE), ("gpu", f"{IMAGE}-cuda")])
-def test_kustomize_puts_them_together(folder: str, image: str) -> None:
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here to check `rendered` with")
+@both_folders
+def test_kustomize_puts_them_together_the_same(folder: str) -> None:
     done = subprocess.run(["kubectl", "kustomize", KUBERNETES / folder], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     built = {document["kind"]: document for document in yaml.safe_load_all(done.stdout)}
-    assert set(built) == {"Deployment", "Service", "PersistentVolumeClaim"}
-    (runs,) = built["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert runs["image"] == image and ("nvidia.com/gpu" in runs["resources"]["limits"]) == (folder == "gpu")
+    assert built == rendered(KUBERNETES / folder)
 
 
 # ---- systemd ---------------------------------------------------------------------------------------------------------
+
+
+DIRECTIVES = {  # of systemd's, what is used here: it warns of others and goes on
+    "Unit": "Description Wants After StartLimitIntervalSec StartLimitBurst",
+    "Service": """Type Environment EnvironmentFile ExecStart KillMode TimeoutStopSec Restart RestartSec
+        RestartPreventExitStatus DynamicUser CacheDirectory WorkingDirectory LimitNOFILE CapabilityBoundingSet
+        NoNewPrivileges PrivateTmp ProtectSystem ProtectHome ProtectClock ProtectControlGroups ProtectHostname
+        ProtectKernelLogs ProtectKernelModules ProtectKernelTunables RestrictAddressFamilies RestrictNamespaces
+        RestrictRealtime RestrictSUIDSGID LockPersonality SystemCallArchitectures UMask""",
+    "Install": "WantedBy"}
 
 
 def unit() -> configparser.ConfigParser:
@@ -285,6 +399,9 @@ def unit() -> configparser.ConfigParser:
 
 
 def test_the_unit_starts_the_program_and_lets_it_end() -> None:
+    assert unit().sections() == list(DIRECTIVES)
+    for section, names in DIRECTIVES.items():
+        assert set(unit()[section]) <= set(names.split())
     service = unit()["Service"]
     binary, *command = shlex.split(service["ExecStart"])
     assert Path(binary).name == "mini-infer"

@@ -58,6 +58,7 @@ class Scheduler:
         self._num_cached_tokens = 0
         self._num_generated_tokens = 0
         self._num_computed_tokens = 0
+        self._num_computed_rows = 0
         self._num_added = 0
         self._num_ended = {"stop": 0, "length": 0, "abort": 0, "error": 0}
         self._timelines: deque[Timeline] = deque(maxlen=MAX_TIMELINES)  # of requests that ended since last taken
@@ -101,6 +102,7 @@ class Scheduler:
             cached_tokens=self._num_cached_tokens,
             generated_tokens=self._num_generated_tokens,
             computed_tokens=self._num_computed_tokens,
+            computed_rows=self._num_computed_rows,
             requests_added=self._num_added,
             requests_finished=self._num_ended["stop"] + self._num_ended["length"],
             requests_aborted=self._num_ended["abort"],
@@ -285,6 +287,7 @@ class Scheduler:
             return [self._end(request, "error", result.error) for row in plan.seqs
                     if (request := self._live(row)) is not None]
         self._num_computed_tokens += plan.num_decodes
+        self._num_computed_rows += len(plan.seqs)
         if len(plan.seqs) > plan.num_decodes:
             self._enter_phases(plan.seqs[plan.num_decodes:])
         outputs: list[TokensOut] = []

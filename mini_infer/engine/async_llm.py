@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +19,7 @@ from mini_infer.config import EngineConfig
 from mini_infer.engine.client import EngineClient, EngineDeadError
 from mini_infer.engine.history import Delivery, History
 from mini_infer.engine.ipc import Message
+from mini_infer.engine.lane import Lane
 from mini_infer.engine.observer import Observer, StepSeen
 from mini_infer.engine.sim import SimConfig, refuse_unsimulated
 from mini_infer.engine.streams import DeadlineError, OutputStream, QueueFullError, SequenceRecord
@@ -47,6 +47,7 @@ STALL_TIMEOUT = 60.0  # seconds
 LAUNCH_ALLOWANCE = 10  # times the stall timeout, for a step that is still being started: kernels may compile
 MAX_UNSENT_BYTES = 256 * 2**20  # of requests that an engine has not taken; one that hangs takes none
 LONG_TEXT = 4000  # characters; encoding this takes about a millisecond, more than the event loop should stand still
+UNDIVIDED_TEXT = 32_000  # characters; encoding this, all at once, is as long as others should wait for their turn
 
 
 class AsyncLLM:
@@ -77,7 +78,9 @@ class AsyncLLM:
         self._error: EngineDeadError | None = None
         self._info: EngineInfo | None = None
         self._text: tuple[Tokenizer | None, ChatTemplate | None] = (None, None)
-        self._grammar_thread = ThreadPoolExecutor(1, "grammar")
+        self._lane = Lane("encode")  # of what can be done in small pieces
+        self._long_lane = Lane("encode-long")  # of texts that cannot
+        self._grammar_lane = Lane("grammar")
 
     # ---- life ----------------------------------------------------------------------------------------------------
 
@@ -140,7 +143,8 @@ class AsyncLLM:
 
     async def close(self) -> None:
         """End the engine process; whatever still runs ends with EngineDeadError."""
-        self._grammar_thread.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._lane, self._long_lane, self._grammar_lane):
+            lane.close()
         await self._client.close()
         self._on_lost(EngineDeadError("the engine was shut down"))
 
@@ -177,17 +181,27 @@ class AsyncLLM:
         """Whether there is work, and the engine has made no progress with it for longer than the stall timeout."""
         return bool(self._records) and time.monotonic() - self._heard > self._stall_timeout
 
-    def check_queue(self) -> None:
-        """Raises QueueFullError when as many sequences wait as may: as of the engine's last step, and those sent since;
-        and when the engine takes nothing, whether those who asked still wait or have gone.
+    def check_queue(self, num_prompts: int = 1, n: int = 1) -> None:
+        """Raises QueueFullError when n sequences for each prompt would be more than may wait: as of the engine's last
+        step, and those sent since; and when the engine takes nothing, whether those who asked still wait or have gone.
+        Raises RequestError, naming prompt or n, when they would be too many at any time.
 
         A batch that others wait for is as large as it gets, whether slots, tokens or blocks are short.
         """
         if self._max_queue is None:
             return
-        places = self._stats.running if self._stats.waiting else self.info.max_num_seqs
-        if len(self._records) >= places + self._max_queue:
+        count, slots = num_prompts * n, self.info.max_num_seqs
+        if count > slots + self._max_queue:
+            field = "prompt" if num_prompts > 1 else "n"
+            raise RequestError(f"{field}: {num_prompts} prompts with n={n} are {count} sequences; this server runs "
+                               f"{slots} at a time and lets {self._max_queue} wait. Send fewer at once", field)
+        places = self._stats.running if self._stats.waiting else slots
+        room = places + self._max_queue - len(self._records)
+        if room <= 0:
             raise QueueFullError(f"the server is busy: its queue of {self._max_queue} requests is full")
+        if count > room:
+            raise QueueFullError(f"the server is busy: its queue of {self._max_queue} requests has no room for {count} "
+                                 "more at the moment")
         if self._client.unsent_bytes > MAX_UNSENT_BYTES:
             raise QueueFullError("the server is busy: its engine takes no requests at the moment")
 
@@ -238,19 +252,33 @@ class AsyncLLM:
 
     async def prepare(self, prompts: Sequence[Prompt], params: SamplingParams, *, clip_max_tokens: bool = True,
                       add_special_tokens: bool = True) -> list[PreparedRequest]:
-        """Encode and check; long texts are encoded beside the event loop. Raises RequestError naming the field."""
+        """Encode and check. What `takes_long` is done beside the event loop, in turns with that of others, up to the
+        first prompt that cannot be served. Raises RequestError naming the field; and as `check_queue`, before any of
+        it is done."""
         if self.sim is not None:
             refuse_unsimulated(params)
+        self.check_queue(len(prompts), params.n)
+        requests = self._door.prepare_each(prompts, [params] * len(prompts), clip_max_tokens=clip_max_tokens,
+                                           add_special_tokens=add_special_tokens)
+        if not takes_long(prompts, params):
+            return list(requests)
+        lane = self._lane
+        if params.structured_outputs is not None:
+            lane = self._grammar_lane
+        elif any(isinstance(text, str) and len(text) > UNDIVIDED_TEXT for text in map(_content, prompts)):
+            lane = self._long_lane
+        return await lane.collect(requests)
 
-        def work() -> list[PreparedRequest]:
-            return self._door.prepare_batch(prompts, [params] * len(prompts), clip_max_tokens=clip_max_tokens,
-                                            add_special_tokens=add_special_tokens)
-
-        if params.structured_outputs is not None:  # a grammar may take a while; in a thread that nothing else needs
-            return await asyncio.get_running_loop().run_in_executor(self._grammar_thread, work)
-        length = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-        long = length + LONG_TEXT // 40 * len(params.bad_words or ()) > LONG_TEXT  # each bad word is encoded twice
-        return await asyncio.to_thread(work) if long else work()
+    async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text of any length, of which those who wait for their prompts see nothing. Raises RequestError
+        when there is no tokenizer, or the text is not valid Unicode."""
+        if self.tokenizer is None:
+            raise RequestError("prompt must be token ids: this engine runs without a tokenizer", "prompt")
+        if len(text) <= LONG_TEXT:
+            return self.tokenizer.encode(text, add_special_tokens)
+        lane = self._long_lane if len(text) > UNDIVIDED_TEXT else self._lane
+        [ids] = await lane.collect(map(self.tokenizer.encode, [text], [add_special_tokens]))
+        return ids
 
     async def render_chat(self, messages: list[dict[str, Any]], chat_template: ChatTemplate | None = None,
                           **options: Any) -> str:
@@ -265,11 +293,12 @@ class AsyncLLM:
         """Hand prepared requests to the engine; their completions share one stream, where completion j of request i has
         index i * n + j. The caller must `close` the stream. After `timeout` seconds it ends with DeadlineError.
 
-        Raises QueueFullError, EngineDeadError, and RequestError when the name is in use or the priority has no effect.
+        Raises QueueFullError, EngineDeadError, and RequestError when the name is in use, the priority has no effect, or
+        these are more sequences than could ever wait.
         """
         if self._error is not None:
             raise self._error
-        self.check_queue()
+        self.check_queue(len(requests), requests[0].params.n)
         check_priority(priority, self.config.scheduling_policy)
         if request_id is not None and request_id in self._named:
             raise RequestError(f"request_id {request_id!r} is in use by an unfinished request", "request_id")
@@ -403,9 +432,23 @@ class AsyncLLM:
             observer.on_lost()
 
 
+def takes_long(prompts: Sequence[Prompt], params: SamplingParams) -> bool:
+    """Whether preparing them would keep an event loop for more than a millisecond or two."""
+    weight = LONG_TEXT // 40 * len(params.bad_words or ())  # each is encoded twice
+    for content in map(_content, prompts):
+        weight += len(content) if isinstance(content, str) else len(content) // 10  # ids are only looked at
+    return params.structured_outputs is not None or weight > LONG_TEXT
+
+
+def _content(prompt: Prompt) -> str | Sequence[int]:
+    """A prompt's text or ids; none where it is neither, which the door will say."""
+    content = next(iter(prompt.values()), ()) if isinstance(prompt, Mapping) else prompt
+    return content if isinstance(content, (str, list, tuple)) else ()
+
+
 def _load_text(config: EngineConfig, model_dir: str) -> tuple[Tokenizer, ChatTemplate | None]:
     tokenizer = Tokenizer.load(config.tokenizer or model_dir)
     return tokenizer, ChatTemplate.load(config.tokenizer or model_dir, tokenizer)
 
 
-__all__ = ["AsyncLLM", "EngineDeadError", "OutputStream"]
+__all__ = ["AsyncLLM", "EngineDeadError", "OutputStream", "takes_long"]

@@ -87,7 +87,8 @@ class _Slot:
             self.seconds += time.thread_time() - start
             self.num_masks += 1
             if matcher.is_error():
-                return self._failed(matcher.get_error().partition("\n")[0])
+                reason = matcher.get_error().partition("\n")[0]
+                return self._failed("nothing can follow" if reason == "NoExtensionBias" else reason)
         except Exception as fault:  # the grammar's, or a bug in the library: this request's alone
             return self._failed(str(fault))
         if self.seconds > GRACE_SECONDS + SECONDS_A_TOKEN * self.num_masks:

@@ -14,7 +14,7 @@ from mini_infer.server.embeddings import embedding_routes
 from mini_infer.server.errors import ModelNotFoundError, error_body
 from mini_infer.server.feed import feed_routes
 from mini_infer.server.front import Front, json_response
-from mini_infer.server.gate import ApiKeys, BodyLimit, RequestIdHeaders
+from mini_infer.server.gate import ApiKeys, BodyLimit, Heads, RequestIdHeaders
 from mini_infer.server.launch import ServeOptions
 from mini_infer.server.lifecycle import Lifecycle, Turnstile
 from mini_infer.server.messages import message_routes
@@ -30,7 +30,8 @@ def create_app(front: Front) -> FastAPI:
     """The application around an engine that has been started."""
     # The interactive pages would load scripts from the network; /openapi.json is what tools need.
     app = DescribedApi(title="mini-infer", version=__version__, docs_url=None, redoc_url=None,
-                       root_path=front.options.root_path, keys=bool(front.options.api_key))
+                       redirect_slashes=False, keys=bool(front.options.api_key))
+    app.root_path = front.options.root_path  # whether the proxy cuts it off or not, unlike uvicorn's own
     errors.install(app)
     _add_gate(app, front.options, front.life)
     app.include_router(chat_routes(front))
@@ -87,6 +88,7 @@ def create_app(front: Front) -> FastAPI:
 
 def _add_gate(app: FastAPI, options: ServeOptions, life: Lifecycle) -> None:
     """What requests pass before they reach a route; added from the inside out."""
+    app.add_middleware(Heads)
     app.add_middleware(BodyLimit, max_size=options.max_body_size)
     app.add_middleware(Turnstile, life=life)
     if options.api_key:

@@ -37,12 +37,12 @@ def chat_routes(front: Front) -> APIRouter:
 async def answer(front: Front, body: ChatCompletionRequest, request: Request) -> Response:
     model = front.model_name(body.model)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    params = body.sampling_params(max_tokens, logprobs)
-    reading = Reading.of(body, front.dialects)
-    prompt = await front.render(body, body.template_tools())
-    params = reading.shape(params, prompt)
-    prepared = await front.prepare([prompt], params, add_special_tokens=bool(body.add_special_tokens))
+    with body.errors_as_sent():
+        params = body.sampling_params(body.token_limit, logprobs)
+        reading = Reading.of(body, front.dialects)
+        prompt = await front.render(body, body.template_tools())
+        params = reading.shape(params, prompt)
+        prepared = await front.prepare(request, [prompt], params, add_special_tokens=bool(body.add_special_tokens))
     usage = Usage.of(prepared)
     output = front.submit(prepared, stream=body.stream, timeout=body.timeout, priority=body.priority,
                           cache_salt=body.cache_salt)

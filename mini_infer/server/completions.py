@@ -37,8 +37,9 @@ def completion_routes(front: Front) -> APIRouter:
 async def answer(front: Front, body: CompletionRequest, request: Request) -> Response:
     model = front.model_name(body.model)
     prompts = prompts_of(body)
-    params = body.params()
-    prepared = await front.prepare(prompts, params, add_special_tokens=body.add_special_tokens is not False)
+    with body.errors_as_sent():
+        prepared = await front.prepare(request, prompts, body.params(),
+                                       add_special_tokens=body.add_special_tokens is not False)
     usage = Usage.of(prepared)
     envelope = Envelope.new("cmpl", "text_completion", model, request, body.request_id)
     choices = [Choice(i * body.n + j, one, body, front.tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 
 import httptools
 import msgspec
-from uvicorn._types import ASGI3Application
+from uvicorn._types import ASGI3Application, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from mini_infer.server.buffers import Buffers
@@ -118,7 +118,7 @@ class Connection(HttpToolsProtocol):
         self._answered = cycle
         if not self.pipeline:
             self._pipelined_bytes = 0
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, without_chunks(app, cycle) if cycle.scope["http_version"] < "1.1" else app)
 
     def on_response_complete(self) -> None:
         self._buffers.add(-self._sizes.popleft())
@@ -205,3 +205,25 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def without_chunks(app: ASGI3Application, cycle: RequestResponseCycle) -> ASGI3Application:
+    """An application for a client of HTTP/1.0, which knows no chunks (RFC 9112, section 6.1): where uvicorn would send
+    some, as the length is not known, the end of the connection ends the body."""
+
+    async def answered(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        unframed = False
+
+        async def plain(message: ASGISendEvent) -> None:
+            nonlocal unframed
+            if message["type"] == "http.response.start":
+                unframed = all(name != b"content-length" for name, _ in message.get("headers", ()))
+                if unframed:
+                    cycle.keep_alive = cycle.chunked_encoding = False
+            elif unframed and message["type"] == "http.response.body":
+                cycle.expected_content_length = len(message.get("body", b""))  # as long as it turns out to be
+            await send(message)
+
+        await app(scope, receive, plain)
+
+    return answered

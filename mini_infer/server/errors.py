@@ -17,7 +17,7 @@ from starlette.types import Scope
 from mini_infer.engine.client import EngineDeadError
 from mini_infer.engine.streams import DeadlineError, GenerationError, QueueFullError
 from mini_infer.protocol import RequestError
-from mini_infer.server.schemas import UNSUPPORTED
+from mini_infer.server.schemas import UNSUPPORTED, renamed
 
 INVALID = "invalid_request_error"
 _BY_STATUS = {401: "authentication_error", 404: "not_found_error", 405: INVALID, 413: INVALID,
@@ -118,7 +118,10 @@ def install(app: FastAPI) -> None:
     async def http(request: Request, error: HTTPException) -> Response:
         kind = _BY_STATUS.get(error.status_code, INVALID)
         body = error.body if isinstance(error, RefusedError) else error_body(error.detail, kind)
-        return error_response(request.scope, error.status_code, body, error.headers)
+        headers = error.headers
+        if headers == {"Allow": "GET"}:  # what routes say; gate.Heads makes it more
+            headers = {"Allow": "GET, HEAD"}
+        return error_response(request.scope, error.status_code, body, headers)
 
     for kind in (RequestError, ModelNotFoundError, EngineDeadError, DrainingError, QueueFullError, GenerationError,
                  Exception):
@@ -135,11 +138,13 @@ def describe(errors: Sequence[Any]) -> tuple[str, str | None]:
     """
     root = errors[0]["loc"][:2]
     first = max((error for error in errors if error["loc"][:2] == root), key=lambda error: len(error["loc"]))
-    if isinstance(cause := first.get("ctx", {}).get("error"), RequestError):  # raised by one of our validators
-        return str(cause), cause.param
     if first["type"] == "json_invalid":
         return "the request body is not valid JSON", None
     param = field_name(first["loc"])
+    if isinstance(cause := first.get("ctx", {}).get("error"), RequestError):  # raised by one of our validators
+        if param is not None and cause.param is not None:
+            cause = renamed(cause, f"{param}{cause.param}" if cause.param[0] == "[" else f"{param}.{cause.param}")
+        return str(cause), cause.param
     if param is None:
         return "the request body must be a JSON object with content-type application/json", None
     leaf = param.rpartition(".")[2]

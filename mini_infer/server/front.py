@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mini_infer.engine.async_llm import LONG_TEXT, AsyncLLM
+from mini_infer.engine.async_llm import AsyncLLM, takes_long
 from mini_infer.engine.streams import GenerationError, OutputStream
 from mini_infer.protocol import RequestError, SamplingParams
 from mini_infer.server.errors import ModelNotFoundError
@@ -91,20 +90,26 @@ class Front:
         for name, value in (("tools", tools), ("documents", body.documents)):
             if value and not template.reads(name, tools):
                 raise RequestError(f"{name}: the chat template of this model does not show them to it", name)
+        calls = next((i for i, message in enumerate(body.messages) if message.tool_calls), None)
+        if calls is not None and not template.shows_calls(tools):
+            field = f"messages[{calls}].tool_calls"
+            raise RequestError(f"{field}: the chat template of this model does not show calls to it", field)
         if body.reasoning_effort is not None:
             options["chat_template_kwargs"] = {**_effort(template, body.reasoning_effort, tools),
                                                **(body.chat_template_kwargs or {})}
         return await self.llm.render_chat(messages, chat_template=template, **options)
 
-    async def prepare(self, prompts: Sequence[Prompt], params: SamplingParams, *,
+    async def prepare(self, request: Request, prompts: Sequence[Prompt], params: SamplingParams, *,
                       add_special_tokens: bool) -> list[PreparedRequest]:
-        """Prompts and parameters checked against the model and this server's options. Raises RequestError."""
+        """Prompts and parameters checked against the model and this server's options. Raises RequestError or
+        QueueFullError; ClientGoneError when the client leaves while it takes long."""
         for name, value in (("logprobs", params.logprobs), ("prompt_logprobs", params.prompt_logprobs)):
             if value is not None and value > self.options.max_logprobs:
                 raise RequestError(f"{name} must be at most {self.options.max_logprobs} on this server, got {value}",
                                    name)
         check_copies(params, len(prompts) * params.n)
-        return await self.llm.prepare(prompts, params, clip_max_tokens=False, add_special_tokens=add_special_tokens)
+        work = self.llm.prepare(prompts, params, clip_max_tokens=False, add_special_tokens=add_special_tokens)
+        return await (until_gone(request.receive, work) if takes_long(prompts, params) else work)
 
     def submit(self, requests: Sequence[PreparedRequest], *, stream: bool, timeout: float | None = None,
                priority: int = 0, cache_salt: str = "") -> OutputStream:
@@ -118,9 +123,7 @@ class Front:
         limit = max(MAX_COUNTED_CHARS, CHARS_PER_TOKEN * self.llm.info.max_model_len)
         if len(text) > limit:
             raise RequestError(f"prompt has {len(text)} characters; at most {limit} are tokenized", "prompt")
-        if len(text) > LONG_TEXT:
-            return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens)
-        return self.tokenizer.encode(text, add_special_tokens)
+        return await self.llm.encode(text, add_special_tokens)
 
 
 def _effort(template: ChatTemplate, effort: str, tools: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:

@@ -114,6 +114,27 @@ class ApiKeys:
         return found
 
 
+class Heads:
+    """HEAD wherever there is GET: the same head, and not the body, of which a stream would make more and more."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        ended = False
+
+        async def head(message: Message) -> None:
+            nonlocal ended
+            if ended:
+                return
+            ended = message["type"] == "http.response.body"
+            await send({"type": "http.response.body"} if ended else message)  # whose end a stream sees as the client's
+
+        await self._app({**scope, "method": "GET"}, receive, head)
+
+
 class RequestIdHeaders:
     """Answers carry the client's X-Request-Id, or one made here. A client may use one as often as it likes."""
 

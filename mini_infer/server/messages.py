@@ -36,10 +36,11 @@ def message_routes(front: Front) -> APIRouter:
     async def create_message(body: MessagesRequest, request: Request) -> Response:
         answer = Answer(front.model_name(body.model), body.stop_sequences or [])
         chat = body.chat()
-        reading = Reading.of(chat, front.dialects)
-        prompt = await front.render(chat, chat.template_tools())
-        params = reading.shape(chat.sampling_params(body.max_tokens, None), prompt)
-        prepared = await front.prepare([prompt], params, add_special_tokens=False)
+        with body.errors_as_sent():
+            reading = Reading.of(chat, front.dialects)
+            prompt = await front.render(chat, chat.template_tools())
+            params = reading.shape(chat.sampling_params(body.max_tokens, None), prompt)
+            prepared = await front.prepare(request, [prompt], params, add_special_tokens=False)
         usage = Usage.of(prepared)
         parser = reading.parser(prompt)
         output = front.submit(prepared, stream=body.stream)
@@ -54,8 +55,10 @@ def message_routes(front: Front) -> APIRouter:
     async def count_tokens(body: CountTokensRequest) -> Response:
         front.model_name(body.model)
         chat = body.chat()
-        prompt = await front.render(chat, chat.template_tools())
-        return json_response({"input_tokens": len(await front.encode(prompt, add_special_tokens=False))})
+        with body.errors_as_sent():
+            prompt = await front.render(chat, chat.template_tools())
+            tokens = await front.encode(prompt, add_special_tokens=False)
+        return json_response({"input_tokens": len(tokens)})
 
     return router
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mini_infer.protocol import RequestError
 from mini_infer.server.body import validated
+from mini_infer.server.limits import check_strings
 from mini_infer.server.schemas import (
     STOPS,
     ChatCompletionRequest,
     RequestModel,
     Temperature,
     Texts,
+    ToolName,
     TopK,
     TopP,
+    check_unlike,
     shown,
 )
 
@@ -55,12 +58,22 @@ class ToolResultBlock(Block):
     is_error: bool = False
 
 
+ROLE_OF: dict[type, str] = {ThinkingBlock: "assistant", ToolUseBlock: "assistant", ToolResultBlock: "user"}
 AnyBlock = Annotated[TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock, Field(discriminator="type")]
 
 
 class Message(RequestModel):
     role: Literal["user", "assistant"]
     content: str | Annotated[list[AnyBlock], Field(fail_fast=True)]
+
+    @model_validator(mode="after")
+    def says_what_its_role_can(self) -> Message:
+        for i, block in enumerate(self.content):
+            role = ROLE_OF.get(type(block))
+            if role not in (None, self.role):
+                raise RequestError(f"content[{i}].type: only a message of the role {role} has blocks of this type",
+                                   f"content[{i}].type")
+        return self
 
     def as_chat(self) -> list[dict[str, Any]]:
         """As messages of a chat completion: results of tools are messages of their own there."""
@@ -80,11 +93,16 @@ class Message(RequestModel):
 
 
 class ToolDefinition(Block):
-    name: str
+    name: ToolName
     input_schema: dict[str, Any]
     description: str | None = None
     type: Literal["custom"] | None = None  # the others are run by Anthropic
     strict: bool | None = None
+
+
+def _unlike(tools: list[ToolDefinition]) -> list[ToolDefinition]:
+    check_unlike([tool.name for tool in tools], "name")
+    return tools
 
 
 class ToolChoice(RequestModel):
@@ -95,7 +113,7 @@ class ToolChoice(RequestModel):
     @model_validator(mode="after")
     def a_name_for_a_tool(self) -> ToolChoice:
         if (self.type == "tool") != (self.name is not None):
-            raise RequestError("tool_choice.name is for the type tool, which needs it", "tool_choice.name")
+            raise RequestError("name is for the type tool, which needs it", "name")
         return self
 
     def as_chat(self) -> dict[str, Any]:
@@ -114,7 +132,7 @@ class CountTokensRequest(RequestModel):
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True, examples=[
         [{"role": "user", "content": "What is 27 + 35?"}]])]
     system: str | Annotated[list[TextBlock], Field(fail_fast=True)] | None = None
-    tools: Annotated[list[ToolDefinition], Field(fail_fast=True)] | None = None
+    tools: Annotated[list[ToolDefinition], Field(fail_fast=True), AfterValidator(_unlike)] | None = None
     tool_choice: ToolChoice | None = None
     cache_control: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None  # vLLM's
@@ -135,6 +153,15 @@ class CountTokensRequest(RequestModel):
             "messages": messages, "tools": tools or None, **choice, "add_generation_prompt": not goes_on,
             "continue_final_message": goes_on, "chat_template_kwargs": self.chat_template_kwargs, **self._more()})
 
+    def names_as_sent(self) -> dict[str, str]:
+        names = {"prompt": "messages", "stop": "stop_sequences",
+                 "parallel_tool_calls": "tool_choice.disable_parallel_tool_use"}
+        number = 1 if self.system else 0
+        for i, message in enumerate(self.messages):
+            number += len(message.as_chat())
+            names[f"messages[{number - 1}].tool_calls"] = f"messages[{i}].content"
+        return names
+
     def _more(self) -> dict[str, Any]:
         return {}
 
@@ -149,6 +176,11 @@ class MessagesRequest(CountTokensRequest):
     # Without an effect on the answer, by their meaning.
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
+
+    @model_validator(mode="after")
+    def short_stop_sequences(self) -> MessagesRequest:
+        check_strings("stop_sequences", self.stop_sequences)
+        return self
 
     def _more(self) -> dict[str, Any]:
         return {"stop": self.stop_sequences, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}

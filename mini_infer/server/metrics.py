@@ -31,6 +31,7 @@ _REQUEST = (0.001, 0.005, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.
             120.0, 240.0, 480.0, 960.0)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 _STEP_TOKENS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_STEP_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _N = (1, 2, 5, 10, 20, 50, 100)
 WELL = ("stop", "length")  # reasons of sequences whose times count
 MAX_UNTIMED = 4096  # an engine that died never tells
@@ -103,10 +104,11 @@ class ServerMetrics(Collector, Observer):
         self.params_n = Histogram("request_params_n", "The n of finished requests.", _N)
         self.max_tokens = Histogram("request_params_max_tokens", "The max_tokens of finished requests.", _TOKENS)
         self.step_tokens = Histogram("iteration_tokens_total", "Tokens computed in a step.", _STEP_TOKENS)
+        self.step_rows = Histogram("iteration_batch_size", "Sequences in a step.", _STEP_ROWS)
         self.step_time = Histogram("engine_step_time_seconds", "Time of a step, planning included.", _STEP)
         self._histograms = tuple(value for value in vars(self).values() if isinstance(value, Histogram))
         self.finished: Counter[str] = Counter({"stop": 0, "length": 0, "abort": 0, "error": 0})
-        self._computed_tokens = 0  # as of the last step
+        self._computed_tokens = self._computed_rows = 0  # as of the last step
         self._untimed: dict[int, SequenceRecord] = {}  # ended well here; the engine's timeline is still to come
         self._groups: dict[tuple[OutputStream, int], Group] = {}  # by stream and prompt, while not all are over
         self.requests = Tally()  # the door counts them
@@ -116,8 +118,9 @@ class ServerMetrics(Collector, Observer):
         ProcessCollector(registry=self._registry)
 
     def attach(self, source: Source) -> None:
-        """Name the engine, once it is there."""
+        """Name the engine, once it is there. A new one counts from zero."""
         self._source = source
+        self._computed_tokens = self._computed_rows = 0
 
     # ---- observed ------------------------------------------------------------------------------------------------
 
@@ -132,7 +135,8 @@ class ServerMetrics(Collector, Observer):
             tokens = step.stats.computed_tokens - self._computed_tokens
             if tokens > 0:
                 self.step_tokens.observe(tokens)
-            self._computed_tokens = step.stats.computed_tokens
+                self.step_rows.observe(step.stats.computed_rows - self._computed_rows)
+            self._computed_tokens, self._computed_rows = step.stats.computed_tokens, step.stats.computed_rows
         for timeline in step.ended:
             finished = self._untimed.pop(timeline.request_id, None)
             if finished is not None:

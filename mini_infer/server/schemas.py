@@ -7,10 +7,12 @@ together, and say so); whatever is not is refused with the field's name. `null` 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mini_infer.protocol import MAX_LOGPROBS, MAX_N, MAX_SEED, RequestError, SamplingParams, StructuredOutputs
@@ -42,6 +44,7 @@ UNSUPPORTED: dict[str, str] = {
     "mm_processor_kwargs": "this server speaks text only",
     "moderation": "this server moderates nothing",
     "prediction": "predicted outputs are not available",
+    "prompt_cache_breakpoint": "prefix caching is automatic",
     "prompt_embeds": "prompts are text or token ids",
     "return_tokens_as_token_ids": "use return_token_ids",
     "thinking": "use chat_template_kwargs where the model's template has such a switch",
@@ -83,6 +86,7 @@ OnlyFalse = Annotated[Literal[False], BeforeValidator(_boolean)]
 OnlyTrue = Annotated[Literal[True], BeforeValidator(_boolean)]
 MaxTokens = Annotated[int | None, shown(minimum=1, examples=[16])]
 TOKEN_ID = re.compile("^(0|[1-9][0-9]{0,9})$")  # as a key of JSON
+ToolName = Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
 STRINGS = {"minLength": 1, "maxLength": MAX_STRING_CHARS}
 STOPS = shown(**STRINGS, maxItems=MAX_ENTRIES["stop"], items=STRINGS)
 
@@ -95,8 +99,19 @@ def _show_null(schema: dict[str, Any]) -> None:
             schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **outer}
 
 
+def renamed(error: RequestError, name: str) -> RequestError:
+    """The same error, of a field that the client knows by this name."""
+    old = error.param or ""
+    before = r"(?<!\w)" if "_" in old else "^"  # within a sentence, "prompt" and "stop" may be words like others
+    message = re.sub(f"{before}{re.escape(old)}(?!\\w)", lambda _: name, str(error), count=1)
+    return RequestError(message, name, error.code)
+
+
 class RequestModel(BaseModel):
-    """Strict: no unknown fields and no conversions ("1" is not 1)."""
+    """Strict: no unknown fields and no conversions ("1" is not 1).
+
+    A RequestError of a validator names the field as seen from its model; where that is in the request comes in front.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_show_null)
 
@@ -111,21 +126,36 @@ class RequestModel(BaseModel):
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {name: value for name, value in data.items() if value is not None or name not in optional}
 
+    def names_as_sent(self) -> dict[str, str]:
+        """The client's names of what this server's other parts call by another name, by the latter."""
+        return {}
 
-def same_max_tokens(old: int | None, new: int | None) -> None:
-    """Raises RequestError when the two names of one thing say different things."""
-    if old is not None and new is not None and old != new:
-        raise RequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+    @contextmanager
+    def errors_as_sent(self) -> Iterator[None]:
+        """Errors of what is done for this request get the client's names."""
+        try:
+            yield
+        except RequestError as error:
+            name = self.names_as_sent().get(error.param or "")
+            if name is None:
+                raise
+            raise renamed(error, name) from None
 
 
 class StreamOptions(RequestModel):
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: OnlyFalse = False
+
+
+class PromptCacheOptions(RequestModel):
+    mode: Literal["implicit"] | None = None
+    ttl: Literal["30m"] | None = None
 
 
 class JsonSchema(RequestModel):
-    name: str | None = None
-    description: str | None = None
+    name: str | None = None  # the model is shown neither this
+    description: str | None = None  # nor this
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
     strict: bool = False  # true: a keyword that cannot be enforced is refused; else it is passed over
 
@@ -137,8 +167,7 @@ class ResponseFormat(RequestModel):
     @model_validator(mode="after")
     def schema_where_it_belongs(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise RequestError("response_format.json_schema is for the type json_schema, which needs it",
-                               "response_format.json_schema")
+            raise RequestError("json_schema is for the type json_schema, which needs it", "json_schema")
         return self
 
     def structured(self) -> StructuredOutputs | None:
@@ -179,6 +208,7 @@ class GenerationRequest(RequestModel):
     logit_bias: Annotated[dict[str, Bias] | None, shown(
         propertyNames={"pattern": TOKEN_ID.pattern}, maxProperties=MAX_ENTRIES["logit_bias"])] = None
     max_tokens: MaxTokens = None
+    max_completion_tokens: MaxTokens = None  # the same, by its newer name
     stream: bool = False
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -208,17 +238,29 @@ class GenerationRequest(RequestModel):
     store: OnlyFalse = False
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
     prompt_cache_retention: Literal["in-memory", "in_memory", "24h"] | None = None
     spaces_between_special_tokens: OnlyTrue = True
     service_tier: Literal["auto", "default"] | None = None
 
     @model_validator(mode="after")
-    def stream_options_need_stream(self) -> GenerationRequest:
+    def fields_that_go_together(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options may be set only when stream is true", "stream_options")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise RequestError("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
         check_strings("stop", self.stop)
         check_strings("bad_words", self.bad_words)
         return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """max_tokens, by whichever of its names."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    def names_as_sent(self) -> dict[str, str]:
+        newer = self.max_tokens is None and self.max_completion_tokens is not None
+        return {"max_tokens": "max_completion_tokens"} if newer else {}
 
     def sampling_params(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """Raises RequestError naming the field that is out of range."""
@@ -254,15 +296,14 @@ class CompletionRequest(GenerationRequest):
     prompt: Annotated[str | Texts | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)],
                       shown(examples=["Once upon a time"])]
     max_tokens: Annotated[int | None, shown(minimum=0, examples=[16])] = None  # 16; 0 with echo only
-    max_completion_tokens: Annotated[int | None, shown(minimum=0, examples=[16])] = None  # the same, by its newer name
+    max_completion_tokens: Annotated[int | None, shown(minimum=0, examples=[16])] = None
     logprobs: NumLogprobs = None
     echo: bool = False
     best_of: int | None = None  # only what n says anyway
     suffix: Literal[""] | None = None
 
     @model_validator(mode="after")
-    def one_number_of_tokens_and_choices(self) -> CompletionRequest:
-        same_max_tokens(self.max_tokens, self.max_completion_tokens)
+    def one_number_of_choices(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != self.n:
             raise RequestError(f"best_of must be n ({self.n}): completions are not ranked, got {self.best_of}",
                                "best_of")
@@ -271,13 +312,12 @@ class CompletionRequest(GenerationRequest):
     @property
     def prompt_only(self) -> bool:
         """Whether nothing but the prompt is wanted back (OpenAI's max_tokens: 0 with echo)."""
-        return self.echo and self.max_tokens == 0
+        return self.echo and self.token_limit == 0
 
     def params(self) -> SamplingParams:
         """With `echo`, log-probabilities are wanted of the prompt as well. Raises RequestError."""
-        given = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
-        max_tokens = 1 if self.prompt_only else 16 if given is None else given
-        params = self.sampling_params(max_tokens, self.logprobs)
+        max_tokens = 16 if self.token_limit is None else self.token_limit
+        params = self.sampling_params(1 if self.prompt_only else max_tokens, self.logprobs)
         if self.echo and self.logprobs is not None and self.n > 1:
             raise RequestError("echo with logprobs needs n=1: the prompt has one set of log-probabilities", "n")
         if self.echo and self.logprobs is not None and self.prompt_logprobs is None:
@@ -301,8 +341,12 @@ class ToolCall(RequestModel):
     function: FunctionCall
 
 
+ROLE_OF = {"refusal": "assistant", "tool_calls": "assistant", "reasoning_content": "assistant",
+           "reasoning": "assistant", "tool_call_id": "tool"}
+
+
 class ChatMessage(RequestModel):
-    """One turn. What `name`, `reasoning_content` and the tool fields do is for the model's template to say."""
+    """One turn. What `name`, `reasoning_content` and `tool_call_id` do is for the model's template to say."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
@@ -319,19 +363,27 @@ class ChatMessage(RequestModel):
     function_call: None = None
 
     @model_validator(mode="after")
-    def has_something_to_say(self) -> ChatMessage:
-        if self.content is None and not (self.role == "assistant" and (self.tool_calls or self.refusal)):
-            raise RequestError(f"a {self.role} message needs content", "messages")
+    def says_what_its_role_can(self) -> ChatMessage:
+        for name, role in ROLE_OF.items():
+            if vars(self)[name] is not None and self.role != role:
+                raise RequestError(f"{name} is for a message of the role {role}, not {self.role}", name)
+        if self.reasoning is not None and self.reasoning_content not in (None, self.reasoning):
+            raise RequestError("reasoning and reasoning_content differ; give one of them", "reasoning")
+        if self.content is None and not self.tool_calls and not self.refusal:
+            raise RequestError(f"content is missing: a message of the role {self.role} needs it", "content")
+        if self.content and self.refusal:
+            raise RequestError("refusal cannot go with content: it is what is said instead", "refusal")
         return self
 
     def for_template(self) -> dict[str, Any]:
-        """As templates know it: they have no developer, and want content to be there."""
-        message = {"content": "", **self.model_dump(exclude_none=True)}
-        return {**message, "role": "system"} if self.role == "developer" else message
+        """As templates know it: they have no developer and no refusals, and want content to be there."""
+        message = self.model_dump(exclude={"refusal"}, exclude_none=True)
+        return {**message, "role": "system" if self.role == "developer" else self.role,
+                "content": message.get("content") or self.refusal or ""}
 
 
 class FunctionDefinition(RequestModel):
-    name: str
+    name: ToolName
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None  # true: arguments follow the schema, all of it, wherever this is called
@@ -340,6 +392,21 @@ class FunctionDefinition(RequestModel):
 class Tool(RequestModel):
     type: Literal["function"]
     function: FunctionDefinition
+
+
+def check_unlike(names: list[str], field: str) -> None:
+    """Raises RequestError for a tool that has the name of another; `field`: what a name is called within its entry."""
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise RequestError(f"[{i}].{field} is the name of another tool as well: {name!r}", f"[{i}].{field}")
+
+
+def _unlike(tools: list[Tool]) -> list[Tool]:
+    check_unlike([tool.function.name for tool in tools], "function.name")
+    return tools
+
+
+Tools = Annotated[list[Tool], Field(fail_fast=True), AfterValidator(_unlike)]
 
 
 class FunctionName(RequestModel):
@@ -369,19 +436,20 @@ class Conversation(RequestModel):
             raise RequestError("continue_final_message needs add_generation_prompt: false", "continue_final_message")
         return self
 
+    def names_as_sent(self) -> dict[str, str]:
+        return {**super().names_as_sent(), "prompt": "messages"}
 
-class ChatCompletionRequest(GenerationRequest, Conversation):
-    max_completion_tokens: MaxTokens = None
+
+class ChatCompletionRequest(Conversation, GenerationRequest):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: list[Tool] | None = None
+    tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def fields_that_depend_on_each_other(self) -> ChatCompletionRequest:
-        same_max_tokens(self.max_tokens, self.max_completion_tokens)
         if self.top_logprobs is not None and not self.logprobs:
             raise RequestError("top_logprobs needs logprobs: true", "top_logprobs")
         if self.tool_choice is not None and not self.tools:
@@ -391,6 +459,10 @@ class ChatCompletionRequest(GenerationRequest, Conversation):
             raise RequestError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools",
                                "tool_choice")
         return self
+
+    def names_as_sent(self) -> dict[str, str]:
+        top = {} if self.top_logprobs is None else {"logprobs": "top_logprobs"}
+        return {**super().names_as_sent(), **top}
 
     def template_tools(self) -> list[dict[str, Any]] | None:
         """The tools as the template shows them to the model; none when it is not to call any."""

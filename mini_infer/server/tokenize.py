@@ -6,7 +6,7 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import Field, GetJsonSchemaHandler, TypeAdapter
+from pydantic import GetJsonSchemaHandler, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 from starlette.responses import Response
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from mini_infer.protocol import RequestError
 from mini_infer.server.body import json_router, validated
 from mini_infer.server.front import Front, json_response
-from mini_infer.server.schemas import Conversation, RequestModel, TokenIds, Tool, shown
+from mini_infer.server.schemas import Conversation, RequestModel, TokenIds, Tools, shown
 
 SMALL = 4000  # ids; what more of them mean is found beside the event loop
 
@@ -32,7 +32,7 @@ class TokenizeChat(Conversation):
     model: str | None = None
     add_special_tokens: bool = False
     return_token_strs: bool = False
-    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
+    tools: Tools | None = None
 
 
 class DetokenizeRequest(RequestModel):
@@ -57,12 +57,13 @@ def tokenize_routes(front: Front) -> APIRouter:
             raise RequestError("one of prompt and messages must be given", "prompt")
         request = validated(TokenizeChat, body) if "messages" in body else validated(TokenizePrompt, body)
         front.model_name(request.model)
-        if isinstance(request, TokenizeChat):
-            tools = [tool.model_dump(exclude_none=True) for tool in request.tools] if request.tools else None
-            text = await front.render(request, tools)
-        else:
-            text = request.prompt
-        ids = await front.encode(text, request.add_special_tokens)
+        with request.errors_as_sent():
+            if isinstance(request, TokenizeChat):
+                tools = [tool.model_dump(exclude_none=True) for tool in request.tools] if request.tools else None
+                text = await front.render(request, tools)
+            else:
+                text = request.prompt
+            ids = await front.encode(text, request.add_special_tokens)
 
         def spell() -> list[str | None]:
             return [front.tokenizer.id_to_piece(token) for token in ids]

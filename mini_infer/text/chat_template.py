@@ -56,7 +56,8 @@ class ChatTemplate:
                 self._variables[name] = meta.find_undeclared_variables(environment.parse(text))
             except (TemplateSyntaxError, RecursionError) as error:
                 raise ConfigError(f"{origin}: the template {name!r} does not compile: {error}") from None
-        self._wants_parts = {name: self._probe(name) for name in sources}
+        self._wants_parts = {name: self._probe_parts(name) for name in sources}
+        self._shows_calls = {name: "tool_calls" in text or self._probe_calls(name) for name, text in sources.items()}
 
     @classmethod
     def load(cls, model_dir: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -119,6 +120,10 @@ class ChatTemplate:
         """Whether the template that `render` would use with these tools looks at a variable of the caller's."""
         return variable in self._variables[self._choose(None, tools)]
 
+    def shows_calls(self, tools: Sequence[Mapping[str, Any]] | None = None) -> bool:
+        """The same of the calls of tools in an assistant's message."""
+        return self._shows_calls[self._choose(None, tools)]
+
     def _choose(self, template: str | None, tools: Sequence[Mapping[str, Any]] | None) -> str:
         if template is None:
             template = "tool_use" if tools and "tool_use" in self._templates else "default"
@@ -143,15 +148,24 @@ class ChatTemplate:
                                "messages") from None
         return "".join(pieces)
 
-    def _probe(self, name: str) -> bool:
+    def _probe_parts(self, name: str) -> bool:
         """Whether a template takes a message's content as a list of parts, seen by trying."""
         parts = [{"type": "text", "text": "probe of content parts"}]
-        try:
-            text = self._run(name, {**self._special_tokens, "messages": [{"role": "user", "content": parts}],
-                                    "tools": None, "documents": None, "add_generation_prompt": False})
-        except RequestError:
-            return False
+        text = self._try(name, {"role": "user", "content": parts})
         return "probe of content parts" in text and "'type'" not in text and '"type"' not in text
+
+    def _probe_calls(self, name: str) -> bool:
+        """Whether a template that does not name tool_calls shows them all the same, as a part of the message."""
+        call = {"id": "a", "type": "function", "function": {"name": "probe of calls", "arguments": {}}}
+        return "probe of calls" in self._try(name, {"role": "assistant", "content": "", "tool_calls": [call]})
+
+    def _try(self, name: str, message: Mapping[str, Any]) -> str:
+        """What a template writes of a message; nothing where it fails on it."""
+        try:
+            return self._run(name, {**self._special_tokens, "messages": [message], "tools": None, "documents": None,
+                                    "add_generation_prompt": False})
+        except RequestError:
+            return ""
 
 
 def require_chat_template(template: ChatTemplate | None) -> ChatTemplate:

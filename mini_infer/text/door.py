@@ -6,7 +6,7 @@ tokenizer) is checked here; what can be seen from the parameters alone was check
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from mini_infer.text.grammar import GrammarCompiler
 from mini_infer.text.tokenizer import Tokenizer
 
 _CHARS_PER_TOKEN = 8  # more than ordinary text has
+_BATCH_CHARS = 2**20  # enough for all cores to be busy nearly all the time
 
 Prompt = str | Sequence[int] | Mapping[str, Any]  # the mapping has "prompt" (text) or "prompt_token_ids"
 
@@ -56,17 +57,29 @@ class Door:
 
     def prepare_batch(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *,
                       clip_max_tokens: bool = True, add_special_tokens: bool = True) -> list[PreparedRequest]:
-        """Like `prepare` for many requests, their texts encoded together on all cores."""
-        parts = [self._text_or_ids(prompt) for prompt in prompts]
-        texts = [part for part in parts if isinstance(part, str)]
-        encoded = iter(self._encode(texts, add_special_tokens))
-        prepared = []
-        for part, one in zip(parts, params, strict=True):
-            text = part if isinstance(part, str) else None
-            token_ids = next(encoded) if isinstance(part, str) else part
-            check_prompt(token_ids, self.vocab_size, self.max_model_len)
-            prepared.append(PreparedRequest(text, token_ids, self.check_params(one, len(token_ids), clip_max_tokens)))
-        return prepared
+        """Like `prepare` for many requests, on all cores."""
+        return list(self.prepare_each(prompts, params, clip_max_tokens=clip_max_tokens,
+                                      add_special_tokens=add_special_tokens, together=_BATCH_CHARS))
+
+    def prepare_each(self, prompts: Sequence[Prompt], params: Sequence[SamplingParams], *, clip_max_tokens: bool = True,
+                     add_special_tokens: bool = True, together: int = 0) -> Iterator[PreparedRequest]:
+        """Like `prepare` for many requests, one after the other as they are asked for, so the first that cannot be
+        served is the last that is looked at.
+
+        together: characters of text that are encoded at a time, on all cores; 0: each text by itself, on one.
+        """
+        group: list[tuple[str | list[int], SamplingParams]] = []
+        chars = 0
+        for number, (prompt, one) in enumerate(zip(prompts, params, strict=True), 1):
+            part = self._text_or_ids(prompt)
+            group.append((part, one))
+            chars += len(part)
+            if chars > together or number == len(prompts):
+                for (asked, its), ids in zip(group, self._encode([part for part, _ in group], add_special_tokens)):
+                    check_prompt(ids, self.vocab_size, self.max_model_len)
+                    text = asked if isinstance(asked, str) else None
+                    yield PreparedRequest(text, ids, self.check_params(its, len(ids), clip_max_tokens))
+                group, chars = [], 0
 
     def check_params(self, params: SamplingParams, prompt_len: int, clip_max_tokens: bool) -> SamplingParams:
         """The parameters with max_tokens set and bad_words as token ids, for a prompt that fits."""
@@ -117,9 +130,11 @@ class Door:
             raise RequestError(f"prompt must be text or a list of token ids, got {type(prompt).__name__}", "prompt")
         return list(prompt)
 
-    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    def _encode(self, parts: list[str | list[int]], add_special_tokens: bool) -> list[list[int]]:
+        """Texts as ids; ids as they are."""
+        texts = [part for part in parts if isinstance(part, str)]
         if not texts or self.tokenizer is None:  # without a tokenizer, _text_or_ids has refused texts
-            return []
+            return [part for part in parts if not isinstance(part, str)]
         for text in texts:
             # A text far too long is refused by its beginning, so that a huge one costs no more than one that fits.
             chars = _CHARS_PER_TOKEN * self.max_model_len
@@ -128,7 +143,8 @@ class Door:
                 if count > self.max_model_len + self.max_model_len // 8 + 64:  # the cut itself changes a token or two
                     raise prompt_too_long(f"over {self.max_model_len}", self.max_model_len)
                 chars *= 2
-        return self.tokenizer.encode_batch(texts, add_special_tokens)
+        encoded = iter(self.tokenizer.encode_batch(texts, add_special_tokens))
+        return [next(encoded) if isinstance(part, str) else part for part in parts]
 
     def _bad_words(self, words: list[str]) -> list[list[int]]:
         """Each word as it is spelled at the start of a text and after a space, as token sequences."""
@@ -137,8 +153,8 @@ class Door:
                                "bad_words")
         sequences: list[list[int]] = []
         for word in words:
-            alone, spaced = self.tokenizer.encode_batch([word, " " + word.lstrip()], add_special_tokens=False)
-            for ids in (alone, spaced):
+            for text in (word, " " + word.lstrip()):
+                ids = self.tokenizer.encode(text, add_special_tokens=False)
                 # A longer sequence that ends in one already there can never appear anyway.
                 if ids and not any(ids[-len(known):] == known for known in sequences):
                     sequences.append(ids)

@@ -29,6 +29,7 @@ MAX_CACHED_GRAMMARS = 128
 MAX_CACHED_CHARS = 2_000_000  # of these together; compiled, a large schema takes some 60 bytes for each
 MAX_STEP_ITEMS = 5_000  # of the parser, for one token; more would only stall other requests
 MAX_LEXER_STATES = 50_000  # of one grammar; a kilobyte or two each
+NO_TEXT = "no text satisfies it, for instance because a rule or $ref leads only back to itself"
 INSTALL_HINT = "structured output needs llguidance, which is not installed: pip install 'mini-infer[serve]'"
 
 
@@ -189,7 +190,8 @@ class GrammarCompiler:
         if not matcher.is_error():
             matcher.compute_bitmask()  # some faults show only with the first token
         if matcher.is_error():
-            return _refusal(asked, matcher.get_error())
+            reason = matcher.get_error().partition("\n<non-verbose/>")[0]
+            return _refusal(asked, NO_TEXT if reason == "NoExtensionBias" else reason)
         if time.perf_counter() - start > MAX_COMPILE_SECONDS:
             return _refusal(asked, f"it takes over {MAX_COMPILE_SECONDS:.0f} s to compile")
         return matcher

@@ -61,7 +61,11 @@ class Tokenizer:
         return cls(*_convert_with_transformers(path, found[0]))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text. Raises RequestError("prompt") for text that is not valid Unicode."""
+        """Token ids of a text. Raises RequestError("prompt") for text that is not valid Unicode.
+
+        Works on the calling thread, without the interpreter lock: the library's own pool of threads, which batches of
+        everybody wait for, is not used for a batch of one.
+        """
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:

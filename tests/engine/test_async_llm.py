@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mini_infer.config import ConfigError, EngineConfig
-from mini_infer.engine import async_llm
-from mini_infer.engine.async_llm import AsyncLLM
+from mini_infer.engine import async_llm, lane
+from mini_infer.engine.async_llm import AsyncLLM, takes_long
 from mini_infer.engine.client import EngineClient, EngineDeadError
 from mini_infer.engine.ipc import FrameDecoder, ProtocolError, encode
 from mini_infer.engine.sim import SimConfig
@@ -32,10 +32,13 @@ from mini_infer.protocol import (
     RequestRefused,
     SamplingParams,
     StepOutputs,
+    StructuredOutputs,
     TokenLogprobs,
     TokensOut,
 )
+from mini_infer.text.door import Prompt
 from mini_infer.text.output import CompletionDelta, Logprob
+from mini_infer.text.tokenizer import Tokenizer
 from tests.server.model_dir import SEVEN_B, SMALL, write_model_dir
 
 REPO = Path(__file__).parents[2]
@@ -248,6 +251,46 @@ class TestLimits:
                 output.close()
             await eventually(lambda: llm.stats().running == llm.stats().waiting == 0)
 
+    async def test_sequences_count_not_requests(self, slow: Path) -> None:
+        async with AsyncLLM(EngineConfig(model=str(slow), max_num_seqs=2), SimConfig("L4"), max_queue=4) as llm:
+            [one] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=200))
+            [two] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=200, n=2))
+            [three] = await llm.prepare([[5] * 3], SamplingParams(max_tokens=200, n=3))
+            outputs = [llm.submit([two])]
+            await eventually(lambda: llm.stats().running == 2)
+            for requests, count in (([one] * 5, 5), ([two] * 3, 6), ([three] * 2, 6)):
+                with pytest.raises(QueueFullError, match=f"queue of 4 requests has no room for {count} more"):
+                    llm.submit(requests)
+            assert llm.stats().waiting == 0 and len(llm._records) == 2
+            outputs.append(llm.submit([three]))
+            with pytest.raises(QueueFullError):
+                llm.submit([two])
+            outputs.append(llm.submit([one]))
+            with pytest.raises(QueueFullError):
+                llm.submit([one])
+            await eventually(lambda: (llm.stats().running, llm.stats().waiting) == (2, 4))
+            for output in outputs:
+                output.close()
+            await eventually(lambda: llm.stats().running == llm.stats().waiting == 0)
+            llm.submit([three] * 2).close()
+
+    async def test_what_never_fits_is_refused_by_field(self, slow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whether or not there is room at the moment, and before any of it is encoded."""
+        async with AsyncLLM(EngineConfig(model=str(slow), max_num_seqs=2), SimConfig("L4"), max_queue=4) as llm:
+            assert llm.tokenizer is not None
+            [one] = await llm.prepare(["a"], SamplingParams(max_tokens=200))
+            busy = llm.submit([one] * 6)
+            monkeypatch.setattr(llm.tokenizer, "encode_batch", None)
+            for num_prompts, n, field in ((7, 1, "prompt"), (1000, 1, "prompt"), (1, 7, "n"), (2, 4, "prompt")):
+                with pytest.raises(RequestError, match=f"{num_prompts * n} sequences; this server runs 2") as error:
+                    await llm.prepare(["a"] * num_prompts, SamplingParams(n=n))
+                assert error.value.param == field
+            with pytest.raises(RequestError, match="7 sequences"):
+                llm.submit([one] * 7)
+            with pytest.raises(QueueFullError):
+                await llm.prepare(["a"] * 6, SamplingParams())
+            busy.close()
+
     async def test_an_engine_that_takes_nothing_is_sent_no_more(self, small: Path,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(async_llm, "MAX_UNSENT_BYTES", 100_000)
@@ -290,6 +333,67 @@ class TestLimits:
             assert sum([len(delta.token_ids) async for deltas in output for delta in deltas]) == 4
             assert output.deadline is None
             output.close()
+
+
+class TestPreparing:
+    """Long texts and long lists, beside the event loop and beside each other."""
+
+    @pytest.fixture
+    def encoded(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The lengths of the texts that were encoded; lanes change after each."""
+        lengths: list[int] = []
+        encode = Tokenizer.encode_batch
+
+        def counting(tokenizer: Tokenizer, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+            lengths.extend(map(len, texts))
+            return encode(tokenizer, texts, add_special_tokens)
+
+        monkeypatch.setattr(Tokenizer, "encode_batch", counting)
+        monkeypatch.setattr(lane, "TURN_SECONDS", 0.0)
+        return lengths
+
+    @pytest.mark.parametrize("prompts", [["x" * 5000], [{"prompt": "x" * 5000}], ["x" * 100] * 50, [[5] * 50_000]])
+    def test_what_takes_long(self, prompts: list[Prompt]) -> None:
+        assert takes_long(prompts, SamplingParams())
+        assert not takes_long([prompts[0][:10]] if isinstance(prompts[0], (str, list)) else ["x"], SamplingParams())
+        assert takes_long(["x"], SamplingParams(bad_words=["x"] * 100))
+        assert takes_long(["x"], SamplingParams(structured_outputs=StructuredOutputs(choice=["a", "b"])))
+        assert not takes_long([None, 5, {}, {"prompt": None}], SamplingParams())  # type: ignore[list-item]
+
+    async def test_a_list_is_refused_at_its_first_that_does_not_fit(self, small: Path, encoded: list[int]) -> None:
+        async with dry(small) as llm:
+            with pytest.raises(RequestError) as error:
+                await llm.prepare(["the fox", "the quick fox " * 400, *["the fox"] * 1000], SamplingParams())
+            assert error.value.code == "context_length_exceeded" and len(encoded) <= 3
+
+    async def test_a_list_does_not_hold_others_up(self, small: Path, encoded: list[int]) -> None:
+        async with dry(small) as llm:
+            many = asyncio.ensure_future(llm.prepare(["the quick fox " * 20] * 1000, SamplingParams()))
+            while len(encoded) < 3:
+                await asyncio.sleep(0.001)
+            for one in ("the fox", "fox" * 5000, "fox " * 20_000):  # on the loop, in the lane, and where long ones go
+                with suppress(RequestError):  # too long, and this is how we know
+                    await llm.prepare([one], SamplingParams())
+            await llm.encode("the fox " * 1000)
+            assert not many.done()
+            assert len(await many) == 1000 and len(encoded) > 1000
+
+    async def test_a_list_that_nobody_waits_for_is_left(self, small: Path, encoded: list[int]) -> None:
+        async with dry(small) as llm:
+            task = asyncio.ensure_future(llm.prepare(["the quick fox " * 20] * 1000, SamplingParams()))
+            while len(encoded) < 3:
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await llm.encode("the fox " * 1000)
+            assert len(encoded) < 1000
+
+    async def test_encode(self, small: Path) -> None:
+        async with dry(small) as llm:
+            assert llm.tokenizer is not None
+            for text in ("fox", "the fox " * 1000, "the fox " * 10_000):
+                assert await llm.encode(text) == llm.tokenizer.encode(text)
 
 
 class TestDeaths:

@@ -20,9 +20,9 @@ REPO = Path(__file__).parents[2]
 class Running:
     """`mini-infer serve ARGS` on a free port; a context manager that stops it. Its log is in `log`."""
 
-    def __init__(self, *args: str | Path):
-        command = [sys.executable, "-m", "mini_infer.cli", "serve", "--port", "0", *map(str, args)]
-        self.process = subprocess.Popen(command, cwd=REPO, stderr=subprocess.PIPE, text=True)
+    def __init__(self, *args: str | Path, command: str = "serve"):
+        words = [sys.executable, "-m", "mini_infer.cli", command, "--port", "0", *map(str, args)]
+        self.process = subprocess.Popen(words, cwd=REPO, stderr=subprocess.PIPE, text=True)
         self.log: list[str] = []
         self.port = 0
         start = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ from tests.server.running import Running
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "prompt"),
@@ -20,9 +22,9 @@ COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": None}, "prompt"),
     ({"prompt": 5}, "prompt"),
     ({"prompt": {"text": "a"}}, "prompt"),
-    ({"prompt": ["a", 5]}, "prompt"),
-    ({"prompt": [1.5]}, "prompt"),
-    ({"prompt": [True]}, "prompt"),
+    ({"prompt": ["a", 5]}, "prompt[1]"),
+    ({"prompt": [1.5]}, "prompt[0]"),
+    ({"prompt": [True]}, "prompt[0]"),
     ({"prompt": [-1]}, "prompt"),
     ({"prompt": [10**6]}, "prompt"),
     ({"prompt": [10**30]}, "prompt"),
@@ -81,6 +83,14 @@ COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "guided_json": {}}, "guided_json"),
     ({"prompt": "a", "suffix": "b"}, "suffix"),
     ({"prompt": "a", "max_completion_tokens": 5, "max_tokens": 6}, "max_tokens"),
+    ({"prompt": "a", "echo": True, "max_completion_tokens": 0, "max_tokens": 1}, "max_tokens"),
+    ({"prompt": "a", "max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"prompt": "a", "max_completion_tokens": -1, "echo": True}, "max_completion_tokens"),
+    ({"prompt": "a", "max_completion_tokens": 512}, "max_completion_tokens"),
+    ({"prompt": [5] * 505}, "max_tokens"),  # 16 by default
+    ({"prompt": "a", "stream": True, "stream_options": {"include_obfuscation": True}},
+     "stream_options.include_obfuscation"),
+    ({"prompt": "a", "prompt_cache_options": {"mode": "explicit"}}, "prompt_cache_options.mode"),
     ({"prompt": "a", "max_tokens": 0, "stream_options": None}, "max_tokens"),
     ({"prompt": "a", "use_beam_search": True}, "use_beam_search"),
     ({"prompt": "a", "truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
@@ -96,15 +106,28 @@ CHATS: list[tuple[dict[str, Any], str]] = [
     ({"messages": "hi"}, "messages"),
     ({"messages": [{"content": "a"}]}, "messages[0].role"),
     ({"messages": [{"role": "wizard", "content": "a"}]}, "messages[0].role"),
-    ({"messages": [{"role": "user"}]}, "messages"),
+    ({"messages": [*MESSAGES, {"role": "user"}]}, "messages[1].content"),
+    ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "refusal": ""}]}, "messages[0].content"),
+    ({"messages": [{"role": "assistant", "content": "a", "refusal": "b"}]}, "messages[0].refusal"),
+    ({"messages": [{"role": "assistant", "content": "a", "reasoning": "b", "reasoning_content": "c"}]},
+     "messages[0].reasoning"),
+    *(({"messages": [*MESSAGES, {"role": role, "content": "a", name: value}]}, f"messages[1].{name}")
+      for name, value, its_role in (("tool_calls", [CALL], "assistant"), ("tool_call_id", "a", "tool"),
+                                    ("refusal", "a", "assistant"), ("reasoning", "a", "assistant"),
+                                    ("reasoning_content", "a", "assistant"))
+      for role in ("system", "developer", "user", "assistant", "tool") if role != its_role),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "a", "mood": "x"}]}, "messages[0].mood"),
     ({"messages": [*MESSAGES, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
      "messages[1].content[0].type"),
-    ({"messages": [{"role": "user", "content": "hello " * 2000}]}, "prompt"),
+    ({"messages": [{"role": "user", "content": "hello " * 2000}]}, "messages"),
+    ({"messages": [{"role": "user", "content": "hello " * 2000}], "max_tokens": 5}, "messages"),
     ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages"),
     ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
-    ({"max_completion_tokens": 0}, "max_tokens"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_completion_tokens": 9999}, "max_completion_tokens"),
+    ({"max_tokens": 9999, "max_completion_tokens": 9999}, "max_tokens"),
     ({"logprobs": True}, "logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -120,6 +143,9 @@ CHATS: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
     ({"tools": [TOOL], "parallel_tool_calls": False}, "parallel_tool_calls"),
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
+    ({"tools": [TOOL, TOOL]}, "tools[1].function.name"),
+    *(({"tools": [TOOL, {"type": "function", "function": {"name": name}}]}, "tools[1].function.name")
+      for name in ("", "two words", "f.g", "é", "f\n", "f" * 65)),
     ({"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]}, "tools"),
     ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
     ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
@@ -151,8 +177,9 @@ def check(server: Running, path: str, body: dict[str, Any], field: str) -> None:
         error = answer["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert error["type"] == "invalid_request_error"
-        assert (error["param"] or "").startswith(field), error
-        assert 5 < len(error["message"]) < 500 and "Traceback" not in error["message"]
+        assert error["param"] == field and "Traceback" not in error["message"], error
+        assert 5 < len(error["message"]) < 500
+        assert field in error["message"] or error["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("body, field", COMPLETIONS, ids=lambda value: json.dumps(value)[:60])
@@ -195,6 +222,66 @@ def test_unknown_routes_and_methods(server: Running) -> None:
                                    ("GET", "/v1/models/none", 404), ("POST", "/v1/models", 405)]:
         status, answer = server.send(method, path)
         assert status == expected and set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("body, text", [
+    ({"stop_sequences": [""]}, "stop_sequences must be"),
+    ({"stop_sequences": ["a" * 5000]}, "stop_sequences has an entry of 5000 characters"),
+    ({"max_tokens": 0}, "max_tokens must be"),
+    ({"max_tokens": 9999}, "Please lower max_tokens"),
+    ({"messages": [{"role": "user", "content": "hello " * 2000}]}, "Please shorten the prompt"),
+    ({"messages": [{"role": "user", "content": [{"type": "thinking", "thinking": "a"}]}]},
+     "messages[0].content[0].type: only a message of the role assistant has"),
+    ({"messages": [*MESSAGES, {"role": "user", "content": [
+        {"type": "text", "text": "a"}, {"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]},
+     "messages[1].content[1].type: only a message of the role assistant has"),
+    ({"messages": [{"role": "assistant", "content": [{"type": "tool_result", "tool_use_id": "a"}]}]},
+     "messages[0].content[0].type: only a message of the role user has"),
+    ({"tools": [{"name": "f", "input_schema": {}}] * 2}, "tools[1].name is the name of another tool as well: 'f'"),
+    ({"tools": [{"name": "two words", "input_schema": {}}]}, "tools[0].name: "),
+    ({"tool_choice": {"type": "tool"}}, "tool_choice.name is for the type tool"),
+    ({"tools": [{"name": "f", "input_schema": {}}], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+     "tool_choice.disable_parallel_tool_use cannot be honoured"),
+], ids=lambda value: str(value)[:60])
+def test_messages_of_anthropics_api(server: Running, body: dict[str, Any], text: str) -> None:
+    status, answer = server.post("/v1/messages", {"messages": MESSAGES, "max_tokens": 5, **body})
+    assert status == 400 and answer["error"]["type"] == "invalid_request_error" and text in answer["error"]["message"]
+
+
+def test_what_is_allowed_instead(server: Running) -> None:
+    for path, method, allowed in (("/v1/models", "POST", "GET, HEAD"), ("/v1/completions", "GET", "POST"),
+                                  ("/v1/completions", "HEAD", "POST")):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.headers["allow"]) == (405, allowed)
+        connection.close()
+
+
+def test_paths_are_what_they_are(server: Running) -> None:
+    """A redirect would name the host that the client says it wants."""
+    for path in ("/health/", "/v1/models/", "/v1/completions/", "/web/"):
+        status, answer = server.get(path)
+        assert status == 404 and set(answer["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("path", ["/health", "/healthz", "/metrics", "/version", "/v1/models", "/v1/models/dry",
+                                  "/v1/models/none", "/openapi.json", "/", "/v1/engine/events", "/v1/completions"])
+def test_heads(server: Running, path: str) -> None:
+    """The status and headers of a GET, and no body; a stream is not begun."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    for _ in range(2):  # on one connection, so the first has really ended
+        connection.request("HEAD", path)
+        head = connection.getresponse()
+        assert head.read() == b""
+    if path != "/v1/engine/events":
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+        assert head.status == answer.status and head.headers["content-type"] == answer.headers["content-type"]
+        if path != "/metrics":  # it changes all the time
+            assert int(head.headers["content-length"]) == len(body)
+    connection.close()
 
 
 def test_the_server_is_as_before(server: Running) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mini_infer.cli import ENGINE_FLAGS, engine_config, main, make_parser, size
+from mini_infer.cli import ENGINE_FLAGS, RUN, engine_config, main, make_parser, size
 from mini_infer.config import ConfigError, EngineConfig
 from tests.server.running import REPO, Running
 from tests.tiny import write_chat_model
@@ -46,6 +46,13 @@ class TestFlags:
             gpu_memory_utilization=0.5, num_kv_blocks=64, dtype="float16", device="cpu",
             load_format="dummy", enforce_eager=True, enable_prefix_caching=False, scheduling_policy="priority",
             pipeline_depth=1, seed=3, plugins=("a", "b"), tokenizer="t")
+
+    def test_record_is_serve_with_a_recording(self) -> None:
+        options = ["m", "--block-size", "32", "--port", "1", "--dry-run", "--max-queue", "7"]
+        record, serve = (vars(make_parser().parse_args(args)) for args in (
+            ["record", "run", *options], ["serve", *options, "--record", "run"]))
+        assert record.pop("command") == "record" and serve.pop("command") == "serve"
+        assert record == serve and RUN["record"] is RUN["serve"]
 
     def test_the_kv_cache_by_its_memory(self) -> None:
         args = make_parser().parse_args(["serve", "--kv-cache-memory", "2GiB"])
@@ -77,6 +84,9 @@ class TestFlags:
         (["serve", "--host", "256.0.0.1", "--dry-run"], "host"),
         (["serve", "/nowhere", "--dry-run"], "/nowhere"),
         (["generate", "hi", "--temperature", "-1"], "temperature"),
+        (["record"], "FILE"),
+        (["record", "run", "--record", "other"], "--record"),
+        (["record", "run", "--dry-gpu", "H100"], "--dry-run"),
         (["chat", "--url", "nothing"], "url"),
         (["chat", "--url", "http://127.0.0.1:9", "--seed", "5"], "seed"),
         (["frobnicate"], "frobnicate"),
@@ -125,6 +135,14 @@ class TestServe:
         phases = [re.fullmatch(r"mini-infer engine: (.*): \d+\.\d\d s\n", line) for line in server.log]
         assert [match[1] for match in phases if match] == ["imports", "config", "weights", "kv pool"]
         assert sum("ready in" in line for line in server.log) == 1
+
+    def test_record_and_replay_are_a_pair(self, small_model: Path, tmp_path: Path) -> None:
+        path = tmp_path / "run"
+        options = ("--dry-run", "--dry-gpu", "free", "--max-num-seqs", "2")
+        with Running(path, small_model, *options, command="record") as server:
+            assert server.post("/v1/completions", {"prompt": [[5], [6], [7]], "max_tokens": 4})[0] == 200
+        code, out, _ = run("replay", str(path))
+        assert code == 0 and "all as recorded" in out and "no end" not in out
 
     def test_port_in_use_is_said_before_anything_loads(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -103,6 +103,46 @@ async def first_of(answers: list[str]) -> list[str]:
     return answers
 
 
+PIECES = (b"one", b"", b"two", b"x" * 70_000)
+
+
+async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+    """The pieces; on other paths than /, their length is said before."""
+    headers = [] if scope["path"] == "/" else [(b"content-length", b"%d" % sum(map(len, PIECES)))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    for piece in PIECES:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class TestOldClients:
+    """HTTP/1.0 knows no chunks: a body whose length is not known is as it is, and ends with its connection."""
+
+    async def ask(self, buffers: Buffers, head: bytes) -> tuple[bytes, bytes]:
+        """Head and body of the answer, up to the end of the connection."""
+        async with serve(stream, buffers) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head + b"\r\n\r\n")
+            found, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+            writer.close()
+            return found.lower(), body
+
+    @pytest.mark.parametrize("path", [b"/", b"/known"])
+    @pytest.mark.parametrize("more", [b"", b"\r\nConnection: keep-alive"])
+    async def test_a_body_has_no_frame(self, buffers: Buffers, path: bytes, more: bytes) -> None:
+        head, body = await self.ask(buffers, b"GET %b HTTP/1.0%b" % (path, more))
+        assert body == b"".join(PIECES)
+        assert b"transfer-encoding" not in head and head.count(b"connection: close") == 1
+        assert (b"content-length" in head) == (path != b"/")
+
+    async def test_a_head_has_no_body(self, buffers: Buffers) -> None:
+        assert (await self.ask(buffers, b"HEAD / HTTP/1.0"))[1] == b""
+
+    async def test_newer_ones_get_chunks(self, buffers: Buffers) -> None:
+        head, body = await self.ask(buffers, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close")
+        assert b"transfer-encoding: chunked" in head and body.startswith(b"3\r\none\r\n3\r\ntwo\r\n")
+
+
 class TestPipelines:
     """Requests that come before the one before is answered."""
 
@@ -261,5 +301,10 @@ class TestBuffers:
             assert 'outcome="refused"} 2.0' in server.get("/metrics")[1]
             waiting.close()
             server.eventually("requests_ended_total", 3)
+            upgrade = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n" \
+                      b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            with socket.create_connection(("127.0.0.1", server.port)) as other:
+                other.sendall(upgrade)
+                assert other.recv(100).startswith(b"HTTP/1.1 200")  # the page: there is nothing to upgrade to
             num_lines = len(server.log)
         assert server.log[num_lines:] == ["mini-infer: stopping\n"]  # anybody could fill it

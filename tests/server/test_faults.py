@@ -123,6 +123,20 @@ class TestLimits:
         taken.pop().close()
         wait_for(lambda: settled(crowded))
 
+    def test_sequences_count_not_requests(self, crowded: Running) -> None:
+        with send_raw(crowded, {"prompt": "a", "max_tokens": 100, "n": 4}):
+            crowded.eventually("num_requests_running", 4)
+            for body in ({"prompt": ["a"] * 7}, {"prompt": [[5]] * 7}, {"prompt": ["a", "b"], "n": 4, "stream": True}):
+                self.refused(crowded, SHORT | body, "queue of 6")
+            with send_raw(crowded, {"prompt": ["a"] * 6, "max_tokens": 2}):
+                crowded.eventually("num_requests_waiting", 6)
+        wait_for(lambda: settled(crowded))
+        for body, field in (({"prompt": ["a"] * 11}, "prompt"), ({"prompt": ["a"] * 4, "n": 3}, "prompt"),
+                            ({"prompt": "a", "n": 11}, "n")):
+            status, answer = crowded.post("/v1/completions", SHORT | body)
+            assert status == 400 and answer["error"]["param"] == field
+            assert "runs 4 at a time and lets 6 wait" in answer["error"]["message"]
+
     def test_only_so_many_at_a_time(self, crowded: Running) -> None:
         taken = [send_raw(crowded, LONG | {"max_tokens": 200}) for _ in range(8)]
         crowded.eventually("num_requests_waiting", 4)
@@ -149,6 +163,20 @@ class TestLimits:
     def test_a_deadline_that_is_none(self, crowded: Running, timeout: object) -> None:
         status, body = crowded.post("/v1/completions", SHORT | {"timeout": timeout})
         assert status == 400 and body["error"]["param"] == "timeout"
+
+
+def test_a_deadline_for_requests_that_name_none(slow_model: Path) -> None:
+    with Running(slow_model, "--dry-run", "--dry-gpu", "L4", "--default-timeout", "0.2") as server:
+        message = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 400}
+        for path, body in (("/v1/completions", LONG | {"timeout": None}), ("/v1/chat/completions", message)):
+            status, answer = server.post(path, body)
+            assert status == 504 and answer["error"]["code"] == "timeout" and "0.2 s" in answer["error"]["message"]
+        assert server.post("/v1/messages", message)[0] == 504
+        *chunks, error = events(stream(server))
+        assert chunks and error["error"]["code"] == "timeout"
+        for body in (LONG | {"max_tokens": 6, "timeout": 20}, SHORT):  # its own, and one that it meets
+            assert server.post("/v1/completions", body)[0] == 200
+        wait_for(lambda: settled(server))
 
 
 def test_a_reader_that_does_not_read_holds_nobody_up(server: Running) -> None:
@@ -299,7 +327,7 @@ def test_logits_that_are_no_numbers_fail_their_request_alone(tmp_path: Path) -> 
 class TestTheEnd:
     def test_sigterm_lets_running_requests_finish(self, slow_model: Path) -> None:
         with Running(slow_model, "--dry-run", "--dry-gpu", "L4") as server:
-            response = stream(server, max_tokens=20)
+            response = stream(server, max_tokens=20, stream_options={"include_usage": True})
             os.kill(server.process.pid, signal.SIGTERM)
             wait_for(lambda: server.get("/health")[0] == 503)
             body = server.get("/health")[1]
@@ -308,7 +336,7 @@ class TestTheEnd:
             refused = ask(server, SHORT)
             assert refused.status == 503 and int(refused.headers["Retry-After"]) >= 1
             assert json.loads(refused.read())["error"]["code"] == "draining"
-            assert sum(bool(event["choices"][0]["text"]) for event in events(response)) == 20
+            assert events(response)[-1]["usage"]["completion_tokens"] == 20
             assert server.process.wait(timeout=10) == 0
 
     def test_a_log_that_nobody_reads_does_not_keep_it(self) -> None:

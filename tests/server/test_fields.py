@@ -60,6 +60,8 @@ class TestTokenIds:
 def test_an_echo_alone(server: Running) -> None:
     body = {**TEXT, "max_tokens": 0, "echo": True}
     _, whole = server.post("/v1/completions", body)
+    by_its_other_name = {**body, "max_tokens": None, "max_completion_tokens": 0}
+    assert server.post("/v1/completions", by_its_other_name)[1]["choices"] == whole["choices"]
     assert [choice["text"] for choice in whole["choices"]] == TEXT["prompt"]
     assert whole["usage"]["completion_tokens"] == 0 and {c["finish_reason"] for c in whole["choices"]} == {"length"}
     texts = ["", ""]
@@ -80,12 +82,31 @@ def test_names_of_requests(server: Running, path: str, prefix: str, body: dict[s
 @pytest.mark.parametrize("body", [
     {"user": "u", "metadata": {"a": "b"}, "store": False, "safety_identifier": "s", "prompt_cache_key": "k"},
     {"prompt_cache_retention": "24h", "service_tier": "auto", "use_beam_search": False},
+    {"prompt_cache_options": {"mode": "implicit", "ttl": "30m"}},
     {"spaces_between_special_tokens": True, "response_format": {"type": "text"}, "request_id": "r", "timeout": 100},
 ], ids=str)
 def test_what_has_no_effect(server: Running, body: dict[str, Any]) -> None:
     for path, request in (("/v1/chat/completions", CHAT), ("/v1/completions", TEXT)):
         plain, with_more = (server.post(path, {**request, **more}) for more in ({}, body))
         assert with_more[0] == 200 and with_more[1]["choices"] == plain[1]["choices"]
+
+
+@pytest.mark.parametrize("message", [
+    {"role": "user", "content": "hello", "name": "Mia"}, {"role": "user", "content": "hello", "type": "text"},
+    {"role": "assistant", "content": "hello", "reasoning": "hm", "reasoning_content": "hm", "refusal": "",
+     "tool_calls": [], "annotations": [], "audio": None, "function_call": None},
+    {"role": "assistant", "refusal": "hello"}, {"role": "assistant", "content": "", "refusal": "hello"},
+    {"role": "tool", "content": "hello", "tool_call_id": "a"}], ids=str)
+def test_what_a_message_says(server: Running, message: dict[str, Any]) -> None:
+    """To a template that reads no more than roles, content and calls; a refusal is the content."""
+    plain = {"role": message["role"], "content": "hello"}
+    ids = [server.post("/tokenize", {"messages": [one]})[1]["tokens"] for one in (plain, message)]
+    assert ids[0] == ids[1]
+
+
+def test_streams_have_no_obfuscation(server: Running) -> None:
+    body = {**CHAT, "stream_options": {"include_obfuscation": False}}
+    assert "obfuscation" not in str(events(open_stream(server, body)))
 
 
 def test_two_names_of_one_thing(server: Running) -> None:

@@ -176,6 +176,25 @@ def test_flags_reach_requests(client: httpx.Client) -> None:
     assert client.post("/v1/completions", json={"prompt": "a" * 70_000}).status_code == 413
 
 
+def test_errors_name_what_the_client_sent(client: httpx.Client) -> None:
+    """Of limits and templates that this server has, unlike the others of these tests."""
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for body, param in (({"logprobs": True, "top_logprobs": 4}, "top_logprobs"),
+                        ({"messages": [*HI, {"role": "assistant", "tool_calls": [call]}]}, "messages[1].tool_calls")):
+        error = client.post("/v1/chat/completions", json={"messages": HI, **body}).json()["error"]
+        assert error["param"] == param and error["message"].startswith(param)
+    for system in ({}, {"system": "be kind"}):
+        use = {"type": "tool_use", "id": "a", "name": "f", "input": {}}
+        asked = {"messages": [*HI, {"role": "assistant", "content": [use]}], **system}
+        for path, more in (("/v1/messages", {"max_tokens": 5}), ("/v1/messages/count_tokens", {})):
+            error = client.post(path, json={**asked, **more}).json()["error"]
+            assert error["message"].startswith("messages[1].content: the chat template of this model does not show")
+
+
+def test_the_start_has_its_own_lines_alone(guarded: Running) -> None:
+    assert all(line.startswith("mini-infer") for line in guarded.log)
+
+
 def test_the_schema_tells_of_keys(client: httpx.Client) -> None:
     schema = client.get("/openapi.json").json()
     assert schema["security"] == [{"bearer": []}, {"header": []}]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from mini_infer.server.limits import (
     JsonMeter,
     parse_json,
 )
+from tests.server.model_dir import SMALL, write_model_dir
 from tests.server.running import Running
 
 TEXTS = st.text(st.sampled_from('a"\\[]{},:/é\n'), max_size=8)
@@ -117,7 +120,8 @@ TOO_MANY: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"prompt": [[5]] * 2000}, "prompt"),
     ("/v1/completions", {f"field{i}": 1 for i in range(1000)}, ""),
     ("/v1/chat/completions", {"messages": [MESSAGE] * 5000}, "messages"),
-    ("/v1/chat/completions", {"messages": [{**MESSAGE, "content": [{"type": "text", "text": "a"}] * 5000}]}, "content"),
+    ("/v1/chat/completions", {"messages": [{**MESSAGE, "content": [{"type": "text", "text": "a"}] * 5000}]},
+     "messages[0].content"),
     ("/v1/chat/completions", {"messages": [MESSAGE], "tools": [{}] * 200}, "tools"),
     ("/v1/chat/completions", {"messages": [MESSAGE], "documents": [{}] * 2000}, "documents"),
     ("/v1/messages", {"messages": [MESSAGE], "max_tokens": 1, "stop_sequences": ["a"] * 100}, "stop_sequences"),
@@ -206,24 +210,81 @@ class TestHeaders:
             assert response.status == 200
 
 
-def test_a_huge_prompt_stalls_nobody(small_model: Any) -> None:
+FITS = "the quick brown fox " * 380  # in a context of 2048 tokens
+OVER = "a b " * 1900
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    model = write_model_dir(tmp_path_factory.mktemp("limits") / "small", SMALL, 2048)
+    with Running(model, "--dry-run", "--dry-gpu", "free", "--max-body-size", "32MB") as running:
+        yield running
+
+
+def send(server: Running, body: dict[str, Any]) -> socket.socket:
+    """A completion request whose answer nobody reads yet."""
+    sock = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    data = json.dumps(body).encode()
+    sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                 b"Content-Length: %d\r\n\r\n%b" % (len(data), data))
+    return sock
+
+
+def answered(sock: socket.socket) -> bool:
+    return bool(select.select([sock], [], [], 0)[0])
+
+
+class TestLongLists:
+    """Hundreds of long prompts, about a second of encoding."""
+
+    @pytest.fixture
+    def encoding(self, roomy: Running) -> Iterator[socket.socket]:
+        """The connection of a client whose list is being encoded, to be refused at its end."""
+        received = roomy.metric("requests_received_total")
+        with send(roomy, {"prompt": [FITS] * 600 + [OVER], "max_tokens": 1}) as sock:
+            roomy.eventually("requests_received_total", received + 1)
+            yield sock
+
+    def test_it_is_refused_at_the_first_that_does_not_fit(self, roomy: Running, encoding: socket.socket) -> None:
+        for prompt in ([OVER] * 1024, [FITS] * 3 + [OVER] + [FITS] * 1000):
+            status, body = roomy.post("/v1/completions", {"prompt": prompt, "max_tokens": 1})
+            assert status == 400 and body["error"]["code"] == "context_length_exceeded"
+        assert not answered(encoding)
+        assert encoding.recv(12) == b"HTTP/1.1 400"
+
+    def test_others_do_not_wait_for_it(self, roomy: Running, encoding: socket.socket) -> None:
+        """Whether what they bring is encoded on the event loop, in turns with the list, or by itself as it is long."""
+        for prompt, expected in (("the fox", 200), ([FITS] * 3, 200), (OVER * 4, 400), (OVER * 30, 400)):
+            assert roomy.post("/v1/completions", {"prompt": prompt, "max_tokens": 1})[0] == expected
+        assert roomy.post("/tokenize", {"prompt": FITS * 4})[0] == 200
+        assert not answered(encoding)
+
+    def test_it_is_left_when_its_client_goes(self, roomy: Running, encoding: socket.socket) -> None:
+        aborted = r'requests_ended_total\{.*"aborted"\}'
+        before = roomy.metric(aborted)
+        assert roomy.post("/v1/completions", {"prompt": "the fox", "max_tokens": 1})[0] == 200
+        encoding.close()
+        roomy.eventually("requests_ended_total", roomy.metric("requests_received_total"))
+        assert roomy.metric(aborted) == before + 1
+
+
+def test_a_huge_prompt_stalls_nobody(roomy: Running) -> None:
     """10 MB of text, let in by a flag: refused for its length while /health goes on answering."""
-    with Running(small_model, "--dry-run", "--dry-gpu", "free", "--max-body-size", "32MB") as server:
-        answers: list[tuple[int, Any]] = []
-        prompt = "the quick brown fox " * 500_000
-        bodies = [("/v1/completions", {"prompt": prompt}), ("/v1/completions", {"prompt": [prompt]}),
-                  ("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]}), ("/tokenize", {
-                      "prompt": prompt})]
-        asking = [threading.Thread(target=lambda path=path, body=body: answers.append(server.post(path, body)))
-                  for path, body in bodies]
-        slowest, rounds = 0.0, 0
-        for thread in asking:
-            thread.start()
-        while any(thread.is_alive() for thread in asking) or rounds < 3:
-            start = time.monotonic()
-            assert server.get("/health")[0] == 200
-            slowest, rounds = max(slowest, time.monotonic() - start), rounds + 1
-        assert [status for status, _ in answers] == [400] * 4
-        codes = [answer["error"]["code"] for _, answer in answers]
-        assert codes.count("context_length_exceeded") == 3
-        assert slowest < 5  # not a measurement: it would be the time of all of them
+    answers: list[tuple[int, Any]] = []
+    prompt = "the quick brown fox " * 500_000
+    bodies = [("/v1/completions", {"prompt": prompt}), ("/v1/completions", {"prompt": [prompt]}),
+              ("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]}),
+              ("/tokenize", {"prompt": prompt})]
+    asking = [threading.Thread(target=lambda path=path, body=body: answers.append(roomy.post(path, body)))
+              for path, body in bodies]
+    slowest, rounds = 0.0, 0
+    for thread in asking:
+        thread.start()
+    while any(thread.is_alive() for thread in asking) or rounds < 3:
+        start = time.monotonic()
+        assert roomy.get("/health")[0] == 200
+        slowest, rounds = max(slowest, time.monotonic() - start), rounds + 1
+    assert [status for status, _ in answers] == [400] * 4
+    codes = [answer["error"]["code"] for _, answer in answers]
+    assert codes.count("context_length_exceeded") == 3
+    assert slowest < 5  # not a measurement: it would be the time of all of them

@@ -22,7 +22,7 @@ from mini_infer.engine.streams import OutputStream, SequenceRecord
 from mini_infer.protocol import EngineStats, SamplingParams, Span, StepOutputs, Timeline
 from mini_infer.server.errors import CUT_SHORT
 from mini_infer.server.limits import MAX_BODY_SIZE
-from mini_infer.server.metrics import Histogram, ServerMetrics
+from mini_infer.server.metrics import Histogram, ServerMetrics, Source
 from mini_infer.server.tally import OUTCOMES, Tally
 from tests.server.running import REPO, Running
 
@@ -31,7 +31,8 @@ HISTOGRAMS = ("time_to_first_token_seconds", "inter_token_latency_seconds", "req
               "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prefill_time_seconds",
               "request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens",
               "request_generation_tokens", "request_max_num_generation_tokens", "request_params_n",
-              "request_params_max_tokens", "iteration_tokens_total", "engine_step_time_seconds")
+              "request_params_max_tokens", "iteration_tokens_total", "iteration_batch_size",
+              "engine_step_time_seconds")
 
 
 def samples(page: str) -> list[Sample]:
@@ -40,7 +41,7 @@ def samples(page: str) -> list[Sample]:
 
 def test_counts_add_up(server: Running) -> None:
     names = ["generation_tokens_total", "prompt_tokens_total", "request_success_total", "iteration_tokens_total_sum",
-             *(f"{name}_count" for name in HISTOGRAMS)]
+             "iteration_batch_size_sum", *(f"{name}_count" for name in HISTOGRAMS)]
     before = {name: server.metric(name) for name in names}
     server.post("/v1/completions", {"prompt": [[5, 6, 7], [8, 9]], "max_tokens": 10, "n": 2})
     server.post("/v1/completions", {"prompt": [3], "max_tokens": 1})
@@ -57,6 +58,9 @@ def test_counts_add_up(server: Running) -> None:
     assert added["request_time_per_output_token_seconds_count"] == 4
     # Every token was computed once, but for the last of each sequence.
     assert added["iteration_tokens_total_sum"] == 41 + 11 - 5
+    # A prompt fits in one step, so each sequence was in as many steps as it has tokens.
+    assert added["iteration_batch_size_sum"] == 41
+    assert added["iteration_batch_size_count"] == added["iteration_tokens_total_count"]
     assert added["engine_step_time_seconds_count"] >= added["iteration_tokens_total_count"] >= 10
 
 
@@ -169,7 +173,8 @@ def test_latencies_of_a_sequence() -> None:
     computed = 0
     for now, tokens in ((100.5, 1), (100.6, 2), (100.7, 1)):
         computed += 5
-        seen = StepSeen(StepOutputs([], EngineStats(computed_tokens=computed), [], 0.01), now)
+        seen = StepSeen(StepOutputs([], EngineStats(computed_tokens=computed, computed_rows=computed // 5 * 2), [],
+                                    0.01), now)
         seen.add(record, tokens)
         metrics.on_step(seen)
     metrics.on_finish(record, "stop", 100.7)
@@ -187,6 +192,17 @@ def test_latencies_of_a_sequence() -> None:
     assert total(metrics.decode) == (1, 0.2)
     assert total(metrics.inference) == (1, 0.5)
     assert total(metrics.step_tokens) == (3, 15) and total(metrics.step_time) == (3, 0.03)
+    assert total(metrics.step_rows) == (3, 6)
+
+
+def test_a_new_engine_s_steps_count_from_its_first() -> None:
+    """One that was started again begins with fewer tokens computed than the one before it had."""
+    metrics = ServerMetrics()
+    for tokens, rows in ((30, 3), (4, 2)):
+        metrics.attach(Source("m", cast(Any, None), EngineStats))
+        stats = EngineStats(computed_tokens=tokens, computed_rows=rows)
+        metrics.on_step(StepSeen(StepOutputs([], stats, [], 0.01), 1.0))
+    assert total(metrics.step_tokens) == (2, 34) and total(metrics.step_rows) == (2, 5)
 
 
 def test_sequences_side_by_side_are_observed_at_once() -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.wire import request_bytes
+from tests.server import pictures
 from tests.server.running import Running
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -63,14 +70,17 @@ def bundled() -> Iterator[Running]:
 class Tab:
     """A page of its own that must not complain in its console."""
 
-    def __init__(self, browser: Browser, url: str, size: tuple[int, int] = WIDE, scheme: str = "light"):
-        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
+    def __init__(self, browser: Browser, url: str, size: tuple[int, int] = WIDE, scheme: str = "light",
+                 script: str = "", scale: int = 1):
+        self.context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme,
+                                           device_scale_factor=scale)
         self.context.set_default_timeout(SECONDS)
         self.page: Page = self.context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda message: message.type in ("error", "warning") and
                      self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.add_init_script(script)
         self.page.goto(url)
 
     def __enter__(self) -> Page:
@@ -161,6 +171,153 @@ class TestChat:
             expect(page.locator("#status")).to_contain_text("%")
             page.get_by_role("button", name="Heat").click()
             expect(page.locator(".message.assistant .prose")).to_be_visible()
+
+
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.02, "max_tokens": 7, "seed": 11,
+            "repetition_penalty": 1.1, "presence_penalty": -0.5, "frequency_penalty": 0.3}
+
+
+def sent_by(page: Page, text: str) -> dict[str, Any]:
+    """The fields of the request that a message becomes."""
+    with page.expect_request("**/v1/chat/completions") as sent:
+        say(page, text)
+    expect(answered(page).locator(".meta")).to_contain_text("tokens")
+    return json.loads(sent.value.post_data)
+
+
+def test_every_sampling_control_is_a_field_of_the_request(browser: Browser, server: Running) -> None:
+    with Tab(browser, server.url) as page:
+        page.get_by_role("button", name="Settings").click()
+        controls = page.locator(".settings input[type=number]")
+        assert {control.get_attribute("id") for control in controls.all()} == {f"set-{name}" for name in SAMPLING}
+        for name, value in SAMPLING.items():
+            set_number(page, name, str(value))
+        body = sent_by(page, "hello")
+        assert {name: body.get(name) for name in SAMPLING} == SAMPLING
+        others = {"messages", "stream", "stream_options"}
+        assert set(body) == {*SAMPLING, *others}
+        for name in ("Temperature", "Top p"):  # the slider and the number are one control
+            page.get_by_role("slider", name=name).fill("0.35")
+            expect(page.get_by_role("spinbutton", name=name)).to_have_value("0.35")
+        set_number(page, "top_k", "")  # left empty, and out of range: not sent
+        set_number(page, "min_p", "7")
+        body = sent_by(page, "again")
+        changed = {**SAMPLING, "temperature": 0.35, "top_p": 0.35}
+        assert {name: body[name] for name in SAMPLING if name in body} == {
+            name: value for name, value in changed.items() if name not in ("top_k", "min_p")}
+        page.get_by_role("button", name="Back to defaults").click()
+        set_number(page, "max_tokens", "5")
+        assert set(sent_by(page, "and again")) - others <= {"max_tokens", "seed"}
+
+
+@pytest.fixture
+def crowded(slow_model: Path) -> Iterator[Running]:
+    """20 ms a step; four requests at a time, and blocks for fewer of them once they have grown."""
+    with Running(slow_model, "--dry-run", "--dry-gpu", "L40S", "--max-num-seqs", "4", "--num-kv-blocks", "42",
+                 "--block-size", "16", "--max-model-len", "256", "--max-num-batched-tokens", "64") as running:
+        yield running
+
+
+def test_the_engine_s_pictures_show_what_the_server_tells(browser: Browser, crowded: Running) -> None:
+    """Six requests that begin alike, stopped in the middle, a second before the first is preempted: each picture and
+    number is of that moment. Then what became of them."""
+    prefix = [7] * 64
+    for prompt in ([9] * 48, prefix):  # what others share and what nobody needs
+        crowded.post("/v1/completions", {"prompt": prompt, "max_tokens": 1})
+    with (Tab(browser, crowded.url + "/#/engine", script=pictures.LISTEN, scale=pictures.SCALE) as page,
+          ThreadPoolExecutor(6) as pool):
+        expect(page.locator(".state")).to_have_text("live, idle")
+        answers = []
+        for running, waiting, max_tokens in ((4, 0, 112), (4, 2, 16)):
+            while len(answers) < running + waiting:
+                answers.append(pool.submit(crowded.post, "/v1/completions", {
+                    "prompt": [*prefix, *[10 + len(answers)] * 40], "max_tokens": max_tokens, "ignore_eos": True}))
+            expect(page.locator(".requests .now")).to_have_text(f"{running} running, {waiting} waiting")
+        expect(page.locator(".pool .now")).to_contain_text(re.compile(r"\d+ held \(\d+ shared\), [1-9]\d* cached"))
+        page.wait_for_function("() => parseInt(document.querySelector('.live .what').textContent) >= 40")
+        os.kill(crowded.engine_pid, signal.SIGSTOP)
+        try:
+            check_pictures(page)
+        finally:
+            os.kill(crowded.engine_pid, signal.SIGCONT)
+        assert {answer.result()[0] for answer in answers} == {200}
+        expect(page.locator(".state")).to_have_text("live, idle")
+        preempted = [each for each in pictures.delivered(page, 6, 104) if each["timeline"]["preemptions"]]
+        expect(page.locator(".ended li")).to_have_count(8)
+        assert preempted and crowded.metric("num_preemptions_total") == sum(
+            each["timeline"]["preemptions"] for each in preempted)
+        entry = entry_of(page, preempted[0])
+        pictures.check_timeline(entry, preempted[0])
+        expect(entry.get_by_role("row", name="Preempted")).to_contain_text("time")
+        expect(entry.get_by_role("row", name="Prefill")).to_contain_text("; 64 were cached")
+
+
+def check_pictures(page: Page) -> None:
+    """Of an engine that stands still."""
+    looks = pictures.told(page)["view"]
+    while (page.wait_for_timeout(250), later := pictures.told(page)["view"])[1] != looks:
+        looks = later
+    views = [look["view"] for look in looks]
+    now = views[-1]
+    stats, steps = now["stats"], [step for view in views for step in view["steps"]]
+    assert (stats["running"], stats["waiting"]) == (4, 2)
+    times = [view["time"] for view in views]
+    colours = {"Requests": ["--decode", "--queued"], "Step": ["--prefill"], "First token": ["--reader"],
+               "Between tokens": ["--reader"]}
+    lines = pictures.series(looks)
+    cards = {card.locator("h3").inner_text(): card for card in page.locator(".cards .card").all()}
+    assert list(cards) == list(lines)
+    for title, card in cards.items():
+        pictures.check_plot(card, times, lines[title], colours.get(title, ["--decode"]))
+    expect(cards["Requests"].locator(".sub")).to_have_text("running, 2 waiting")
+    expect(page.locator(".requests .now")).to_have_text("4 running, 2 waiting")
+    expect(page.locator(".live li .phase")).to_have_text(["decode"] * 4 + ["queued"] * 2)
+    assert any(step["chunks"] and step["num_decodes"] for step in steps) and steps[-1]["num_decodes"] == 4
+    pictures.check_batch(page.locator(".batch canvas"), steps, len(steps))
+    pictures.check_pool(page.locator(".pool canvas"), now)
+    shared = sum(count for _, count in now["owners"]) - stats["used_blocks"]
+    assert shared == 3 * 4 and stats["cached_blocks"] > 0  # four blocks, of four requests
+    expect(page.locator(".pool canvas")).to_have_attribute("aria-label", re.compile(
+        rf"{stats['used_blocks']} held \(4 shared\), {stats['cached_blocks']} cached, {stats['free_blocks']} free"))
+    page.get_by_text("Blocks by request").click()
+    expect(page.locator(".pool tbody tr")).to_have_count(4 + 3)
+    rows = dict(page.locator(".pool tbody tr").evaluate_all(
+        "(rows) => rows.map((row) => [row.cells[0].innerText, Number(row.cells[1].innerText)])"))
+    assert rows == {**{f"Request {request_id}": blocks for request_id, blocks in now["owners"]},
+                    "Shared by several of these": 4, "Cached, evictable": stats["cached_blocks"],
+                    "Free": stats["free_blocks"]}
+
+
+def test_a_slow_reader_has_its_own_phase(browser: Browser, server: Running) -> None:
+    body = {"prompt": [5] * 23, "max_tokens": 480, "n": 64, "stream": True, "ignore_eos": True}
+    with socket.socket() as slow, Tab(browser, server.url + "/#/engine", script=pictures.LISTEN) as page:
+        generated = server.metric("generation_tokens_total")
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # then the kernel's buffers are small at both ends
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(request_bytes("/v1/completions", body))
+        slow.recv(10)
+        server.eventually("generation_tokens_total", generated + 64 * 480, seconds=20)
+        time.sleep(0.3)  # and it still does not read
+        received = bytearray()
+        while b"data: [DONE]" not in received:
+            received += slow.recv(1 << 20)
+        ended = pictures.delivered(page, 64, 23)
+        late = [each for each in ended if each["delivery"]["stalls"]
+                and each["delivery"]["end"] - each["timeline"]["spans"][-1][1] > 0.3]
+        assert late, [(each["timeline"]["spans"][-1], each["delivery"]) for each in ended]
+        while (more := page.get_by_role("button", name="Show more")).is_visible():
+            more.click()
+        entry = entry_of(page, late[-1])
+        pictures.check_timeline(entry, late[-1])
+        expect(entry.get_by_role("row", name="Waiting for the reader")).to_be_visible()
+        expect(entry.locator(".lane.thin i").first).to_be_attached()
+        expect(entry).to_contain_text("its reader let output wait for")
+
+
+def entry_of(page: Page, ended: Any) -> Any:
+    number = re.compile(rf"^#{ended['timeline']['request_id']}$")
+    return page.locator(".ended li").filter(has=page.locator(".id", has_text=number))
 
 
 @pytest.mark.weights

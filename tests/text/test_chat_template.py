@@ -247,6 +247,18 @@ def test_content_parts_and_json_arguments() -> None:
     assert shown.render(call('{"a":')) == '"{\\"a\\":"'  # what a model got wrong is shown as it was
 
 
+@pytest.mark.parametrize("source, shown", [
+    ("{% for c in messages[0].tool_calls %}{{ c.function.name }}{% endfor %}", True),
+    ("{{ messages[0].content }}", False),
+    ("{% if messages[0].role == 'user' and 'tool_calls' in messages[0] %}calls{% endif %}", True),
+    ("{{ messages | tojson }}", True), ("{% for k, v in messages[0].items() %}{{ v }}{% endfor %}", True),
+    ("{{ raise_exception('users begin') if messages[0].role != 'user' }}", False)])
+def test_whether_calls_are_shown(source: str, shown: bool) -> None:
+    assert ChatTemplate(source).shows_calls() is shown
+    both = ChatTemplate({"default": "plain", "tool_use": source})
+    assert not both.shows_calls() and both.shows_calls(TOOLS) is shown
+
+
 @pytest.mark.parametrize("messages", [
     [], "hello", None, [1], [{}], [{"role": 1}], [{"role": "user", "content": 5}], [{"content": "x"}],
     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,7 +15,9 @@ from trained import tokenizer
 from mini_infer.config import SchedulerConfig
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.protocol import MAX_SEED, AddRequest, RequestError, SamplingParams, check_token_ids
+from mini_infer.text import door as door_module
 from mini_infer.text.door import Door, expand
+from mini_infer.text.tokenizer import Tokenizer
 
 TOK = tokenizer("byte_level")
 DOOR = Door(TOK, TOK.vocab_size, max_model_len=20)
@@ -137,6 +141,68 @@ def test_a_batch_keeps_its_order() -> None:
     prepared = DOOR.prepare_batch(prompts, params)
     assert prepared == [DOOR.prepare(prompt, one) for prompt, one in zip(prompts, params)]
     assert [one.params.max_tokens for one in prepared] == [1, 2, 3, 4]
+
+
+class Counting(Tokenizer):
+    """Remembers how many texts were encoded at a time."""
+
+    def __init__(self) -> None:
+        super().__init__(TOK._backend, TOK.special_tokens)
+        self.batches: list[int] = []
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        self.batches.append(len(texts))
+        return super().encode_batch(texts, add_special_tokens)
+
+
+class TestMany:
+    """A long list, of which not all is looked at when one cannot be served."""
+
+    def test_nothing_is_encoded_after_the_first_that_does_not_fit(self) -> None:
+        counting = Counting()
+        door = Door(counting, counting.vocab_size, max_model_len=20)
+        prompts = ["the fox", "dog", "the quick brown fox " * 6, *["the fox"] * 1000]
+        with pytest.raises(RequestError, match="your prompt has") as error:
+            list(door.prepare_each(prompts, [SamplingParams()] * len(prompts)))
+        assert error.value.code == "context_length_exceeded"
+        assert counting.batches == [1, 1, 1]
+
+    def test_offline_a_part_of_them_is_encoded_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(door_module, "_BATCH_CHARS", 100)
+        counting = Counting()
+        door = Door(counting, counting.vocab_size, max_model_len=20)
+        each = [SamplingParams()] * 100
+        assert len(door.prepare_batch(["the fox"] * 100, each)) == 100
+        assert counting.batches == [15] * 6 + [10]
+        counting.batches.clear()
+        with pytest.raises(RequestError, match="your prompt has"):
+            door.prepare_batch(["the fox", "the quick brown fox " * 6, *["the fox"] * 98], each)
+        assert counting.batches == [2]
+
+    def test_they_are_made_as_they_are_asked_for(self) -> None:
+        counting = Counting()
+        each = Door(counting, counting.vocab_size, 20).prepare_each(["the fox"] * 9, [SamplingParams()] * 9)
+        next(each)
+        assert counting.batches == [1]
+        next(each)
+        assert counting.batches == [1, 1]
+
+    @settings(deadline=None, max_examples=50)
+    @given(prompts=st.lists(st.sampled_from(["the fox", "dog"]) | st.lists(st.integers(0, 9), min_size=1, max_size=5),
+                            max_size=12), together=st.integers(0, 40))
+    def test_the_parts_do_not_matter(self, prompts: list[Any], together: int) -> None:
+        params = [SamplingParams(max_tokens=1 + i) for i in range(len(prompts))]
+        prepared = list(DOOR.prepare_each(prompts, params, together=together))
+        assert prepared == [DOOR.prepare(prompt, one) for prompt, one in zip(prompts, params)]
+
+    def test_one_text_does_not_wait_for_batches(self) -> None:
+        """Batches of several texts share the library's threads, and are served one after the other."""
+        batch = Thread(target=TOK.encode_batch, args=(["the quick brown fox " * 500] * 100,))
+        batch.start()
+        for _ in range(20):
+            TOK.encode("the fox")
+        assert batch.is_alive()
+        batch.join()
 
 
 def test_the_caller_s_list_is_not_shared() -> None:

@@ -41,8 +41,13 @@ export class Plot {
     while (this.points[0].time < time - SECONDS) this.points.shift();
     this.value.textContent = value;
     this.sub.textContent = sub;
-    this.canvas.describe(`${this.title}, the last minute; now ${value}, ${sub}`);
+    this.canvas.describe(`${this.title}, the last minute: at most ${this.format(this.most())}; now ${value}, ${sub}`);
     this.canvas.draw();
+  }
+
+  /** The highest value of all lines. */
+  most() {
+    return Math.max(0, ...this.points.flatMap(({ values }) => values.map((value) => value ?? 0)));
   }
 
   /** @param {CanvasRenderingContext2D} context @param {number} width @param {number} height */
@@ -54,7 +59,7 @@ export class Plot {
     context.fillRect(0, base, width, 1);
     if (points.length === 0) return;
     const now = points[points.length - 1].time;
-    const highest = this.ceiling ?? Math.max(...points.flatMap(({ values }) => values.map((value) => value ?? 0)));
+    const highest = this.ceiling ?? this.most();
     if (highest <= 0) return;
     const x = (/** @type {number} */ time) => width - ((now - time) / SECONDS) * width;
     const y = (/** @type {number} */ value) => base - (Math.min(value, highest) / highest) * (base - top);

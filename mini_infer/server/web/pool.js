@@ -18,6 +18,7 @@ export class Pool {
     /** @type {View | null} */
     this.view = null;
     this.cells = new Uint16Array();
+    this.shared = 0; // blocks of several requests
     this.canvas = new Canvas("The blocks of the KV cache", (context, width) => this.paint(context, width));
     this.now = h("p", { class: "now num" }, "–");
     this.scale = h("p", { class: "caption" });
@@ -40,9 +41,11 @@ export class Pool {
     this.cells = Uint16Array.from({ length: bytes.length / 2 }, (_, i) => bytes[2 * i] | (bytes[2 * i + 1] << 8));
     this.view = view;
     const { total_blocks: total, used_blocks: used, cached_blocks: cached, free_blocks: free, block_size: size } = view.stats;
-    this.now.textContent = `${many(total, "block")} of ${size} tokens: ${used.toLocaleString("en")} held, `
-      + `${cached.toLocaleString("en")} cached, ${free.toLocaleString("en")} free`;
     const each = view.blocks_per_cell;
+    this.shared = each * this.cells.filter((cell) => cell === SHARED).length;
+    const shared = this.shared ? ` (${each === 1 ? "" : "about "}${this.shared.toLocaleString("en")} shared)` : "";
+    this.now.textContent = `${many(total, "block")} of ${size} tokens: ${used.toLocaleString("en")} held${shared}, `
+      + `${cached.toLocaleString("en")} cached, ${free.toLocaleString("en")} free`;
     this.scale.textContent = each === 1 ? "" : `A square stands for ${each} blocks and shows the first of them.`;
     this.canvas.describe(`The blocks of the KV cache. ${this.now.textContent}`);
     this.canvas.draw();
@@ -93,7 +96,7 @@ export class Pool {
     if (this.view === null || !this.details.open) return;
     const { stats, owners } = this.view;
     const rows = [...owners.map(([id, blocks]) => [`Request ${id}`, blocks]),
-      ["Cached, evictable", stats.cached_blocks], ["Free", stats.free_blocks]];
+      ["Shared by several of these", this.shared], ["Cached, evictable", stats.cached_blocks], ["Free", stats.free_blocks]];
     this.table.replaceChildren(...rows.map(([name, blocks]) => h("tr", {}, h("td", {}, name),
       h("td", { class: "num" }, Number(blocks).toLocaleString("en")), h("td", { class: "num" }, percent(Number(blocks) / stats.total_blocks)))));
   }
