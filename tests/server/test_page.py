@@ -289,9 +289,30 @@ def check_pictures(page: Page) -> None:
 
 
 def test_a_slow_reader_has_its_own_phase(browser: Browser, server: Running) -> None:
+    with Tab(browser, server.url + "/#/engine", script=pictures.LISTEN) as page:
+        late: list[Any] = []
+        for tries in range(1, 4):  # how much the kernel takes without a reader is its own affair
+            read_late(server)
+            ended = pictures.delivered(page, 64 * tries, 23)
+            late = [each for each in ended if each["delivery"]["stalls"]
+                    and each["delivery"]["end"] - each["timeline"]["spans"][-1][1] > 0.3]
+            if late:
+                break
+        assert late, [(each["timeline"]["spans"][-1], each["delivery"]) for each in ended]
+        while (more := page.get_by_role("button", name="Show more")).is_visible():
+            more.click()
+        entry = entry_of(page, late[-1])
+        pictures.check_timeline(entry, late[-1])
+        expect(entry.get_by_role("row", name="Waiting for the reader")).to_be_visible()
+        expect(entry.locator(".lane.thin i").first).to_be_attached()
+        expect(entry).to_contain_text("its reader let output wait for")
+
+
+def read_late(server: Running) -> None:
+    """A request whose answer nobody reads before all of it is made."""
     body = {"prompt": [5] * 23, "max_tokens": 480, "n": 64, "stream": True, "ignore_eos": True}
-    with socket.socket() as slow, Tab(browser, server.url + "/#/engine", script=pictures.LISTEN) as page:
-        generated = server.metric("generation_tokens_total")
+    generated = server.metric("generation_tokens_total")
+    with socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # then the kernel's buffers are small at both ends
         slow.connect(("127.0.0.1", server.port))
@@ -302,17 +323,6 @@ def test_a_slow_reader_has_its_own_phase(browser: Browser, server: Running) -> N
         received = bytearray()
         while b"data: [DONE]" not in received:
             received += slow.recv(1 << 20)
-        ended = pictures.delivered(page, 64, 23)
-        late = [each for each in ended if each["delivery"]["stalls"]
-                and each["delivery"]["end"] - each["timeline"]["spans"][-1][1] > 0.3]
-        assert late, [(each["timeline"]["spans"][-1], each["delivery"]) for each in ended]
-        while (more := page.get_by_role("button", name="Show more")).is_visible():
-            more.click()
-        entry = entry_of(page, late[-1])
-        pictures.check_timeline(entry, late[-1])
-        expect(entry.get_by_role("row", name="Waiting for the reader")).to_be_visible()
-        expect(entry.locator(".lane.thin i").first).to_be_attached()
-        expect(entry).to_contain_text("its reader let output wait for")
 
 
 def entry_of(page: Page, ended: Any) -> Any:
