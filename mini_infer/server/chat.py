@@ -99,8 +99,10 @@ class ChatChunks:
 
     async def events(self, output: OutputStream) -> AsyncIterator[bytes]:
         try:
-            async for deltas in output:
-                if data := b"".join([self._chunks(delta) for delta in deltas]):
+            while (deltas := output.take()) is not None:
+                if not deltas:
+                    await output.news()
+                elif data := b"".join([self._chunks(delta) for delta in deltas]):
                     yield data
             if self._include_usage:
                 yield event(self._envelope.body([], usage=self._usage.body()))

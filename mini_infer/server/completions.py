@@ -83,6 +83,18 @@ class Choice:
         self._echo = body.echo
         self._first = True
         self._skip_special_tokens = body.skip_special_tokens
+        self._only_text = self._logprobs is None and not (body.echo or body.return_token_ids
+                                                          or self._show_prompt_logprobs)
+        self._text = b'{"index":%d,"text":%%b,"logprobs":null,"finish_reason":null,"stop_reason":null}' % index
+
+    def chunk(self, delta: CompletionDelta, usage: Usage) -> bytes:
+        """`part` as JSON; nothing where it would say nothing."""
+        if self._only_text and delta.finish_reason is None:  # nearly all of a stream
+            usage.add(delta)
+            return self._text % _encode(delta.text) if delta.text else b""
+        part = self.part(delta, usage)
+        says = any(map(part.get, ("text", "logprobs", "finish_reason", "prompt_logprobs", "token_ids")))
+        return _encode(part) if says else b""
 
     def part(self, delta: CompletionDelta, usage: Usage) -> dict[str, Any]:
         """The `choices` entry for what is new, which is counted in `usage`; all of it when nothing was streamed."""
@@ -127,17 +139,20 @@ async def _events(output: OutputStream, choices: list[Choice], envelope: Envelop
     head = b"data: " + _encode(envelope.body([]))[:-2]  # up to the "[" of choices; the same in every chunk
     tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
     try:
-        async for deltas in output:
-            chunks = []
+        while (deltas := output.take()) is not None:
+            if not deltas:
+                await output.news()
+                continue
+            data = b""
             for delta in deltas:
                 check(delta)
-                part = choices[delta.index].part(delta, usage)
+                chunk = choices[delta.index].chunk(delta, usage)
                 if continuous:
                     tail = b',"usage":%b}\n\n' % _encode(usage.body())
-                if any(map(part.get, ("text", "logprobs", "finish_reason", "prompt_logprobs", "token_ids"))):
-                    chunks.append(b"%b%b]%b" % (head, _encode(part), tail))
-            if chunks:
-                yield b"".join(chunks)
+                if chunk:
+                    data += b"%b%b]%b" % (head, chunk, tail)
+            if data:
+                yield data
         if include_usage:
             yield event(envelope.body([], usage=usage.body()))
         yield DONE

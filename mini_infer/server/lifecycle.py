@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mini_infer.engine.async_llm import AsyncLLM
 from mini_infer.engine.streams import QueueFullError
 from mini_infer.server.errors import DrainingError, body_of, error_response
+from mini_infer.server.sse import DIRECT
 from mini_infer.server.tally import Tally
 
 GENERATING_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
@@ -116,6 +117,7 @@ class Turnstile:
             except Exception as error:
                 return await error_response(scope, *body_of(error))(scope, receive, visit.send)
             visit.let_in = True
+            scope[DIRECT] = visit.send
             life.enter()
             try:
                 await self._turns.wait()
