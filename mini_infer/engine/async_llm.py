@@ -404,11 +404,15 @@ class AsyncLLM:
             if out.token_ids and (record := records.get(out.request_id)) is not None:
                 seen.add(record, len(out.token_ids))
         deltas, aborts = self._processor.process(step.outputs)
+        ended = []
         for engine_id, delta in deltas:
-            record = records[engine_id]
-            record.stream.put(engine_id, delta)
-            if delta.finish_reason is not None:
-                self._forget(record, delta.finish_reason, now)
+            if delta.finish_reason is None:
+                records[engine_id].stream.put(engine_id, delta)
+            else:
+                ended.append((records[engine_id], delta, delta.finish_reason))
+        for record, delta, reason in ended:  # a reader that ends takes a while, and wakes after the others
+            record.stream.put(record.request_id, delta)
+            self._forget(record, reason, now)
         if aborts:
             self._client.send(AbortRequest(aborts, "stop"))
         for observer in self._observers:
