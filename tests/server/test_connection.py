@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from mini_infer.server import connection
 from mini_infer.server.buffers import Buffers
-from mini_infer.server.connection import Connection
 from mini_infer.server.limits import MAX_PIPELINED
+from tests.server.connected import App, serve
 from tests.server.running import Running
-
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-@asynccontextmanager
-async def serve(app: App, buffers: Buffers) -> AsyncIterator[int]:
-    """The port of an application behind our connections."""
-    config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", log_level="critical")
-    config.load()
-    state = ServerState()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(buffers, config=config, server_state=state, app_state={}), "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
 
 
 @pytest.fixture
