@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
         self._began = False
         super().data_received(data)
         # The parser collects a header before it shows it, so what it has not shown is counted here.
-        if self._in_headers and not self._began and not self.transport.is_closing():
+        if self._in_headers and not self._began and not self._lingers and not self.transport.is_closing():
             self._header_bytes += len(data)
             if self._too_large():
                 self.send_400_response("")

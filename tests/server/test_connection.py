@@ -277,7 +277,7 @@ class TestBuffers:
                 assert other.recv(100).startswith(b"HTTP/1.1 429")
             server.eventually("requests_ended_total", 1)  # what the first one brings is not counted before it ends
             assert 'outcome="refused"} 1.0' in server.get("/metrics")[1]
-            for noise in (b"nonsense\r\n\r\n", chunked + b"no"):
+            for noise in (b"nonsense\r\n\r\n", b"nonsense " * 20_000, chunked + b"no"):
                 with socket.create_connection(("127.0.0.1", server.port)) as other:
                     other.sendall(noise)
                     assert other.recv(100).startswith(b"HTTP/1.1 400")
