@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -277,8 +278,11 @@ class TestBuffers:
                 assert other.recv(100).startswith(b"HTTP/1.1 429")
             server.eventually("requests_ended_total", 1)  # what the first one brings is not counted before it ends
             assert 'outcome="refused"} 1.0' in server.get("/metrics")[1]
-            for noise in (b"nonsense\r\n\r\n", b"nonsense " * 20_000, chunked + b"no"):
+            begun = b"GET / HTTP/1.1\r\n" + b"x" * 60_000  # together with noise more than a header may be
+            for first, noise in ((b"", b"nonsense\r\n\r\n"), (begun, b"\0" * 10_000), (b"", chunked + b"no")):
                 with socket.create_connection(("127.0.0.1", server.port)) as other:
+                    other.sendall(first)
+                    time.sleep(0.1)
                     other.sendall(noise)
                     assert other.recv(100).startswith(b"HTTP/1.1 400")
             server.eventually("requests_ended_total", 2)
