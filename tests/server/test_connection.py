@@ -278,12 +278,12 @@ class TestBuffers:
                 assert other.recv(100).startswith(b"HTTP/1.1 429")
             server.eventually("requests_ended_total", 1)  # what the first one brings is not counted before it ends
             assert 'outcome="refused"} 1.0' in server.get("/metrics")[1]
-            begun = b"GET / HTTP/1.1\r\n" + b"x" * 60_000  # together with noise more than a header may be
-            for first, noise in ((b"", b"nonsense\r\n\r\n"), (begun, b"\0" * 10_000), (b"", chunked + b"no")):
+            late = [b"GET / HTTP/1.1\r\n", b"x" * 60_000, b"\0" * 10_000]  # noise when it is nearly too large as well
+            for noise in ([b"nonsense\r\n\r\n"], late, [chunked + b"no"]):
                 with socket.create_connection(("127.0.0.1", server.port)) as other:
-                    other.sendall(first)
-                    time.sleep(0.1)
-                    other.sendall(noise)
+                    for data in noise:
+                        other.sendall(data)
+                        time.sleep(0.05)
                     assert other.recv(100).startswith(b"HTTP/1.1 400")
             server.eventually("requests_ended_total", 2)
             assert 'outcome="refused"} 2.0' in server.get("/metrics")[1]
