@@ -13,7 +13,6 @@ from mini_infer.models.adapter import ModelAdapter
 from mini_infer.models.decoder import Decoder
 from mini_infer.models.loader import build_model
 from mini_infer.runtime.compile_ahead import CompileAhead
-from mini_infer.runtime.graphs import batch_ladder, context_ladder
 from mini_infer.runtime.runner import Runner
 
 GRAPH_BYTES_A_LAYER = 80 << 10  # of the driver, for the kernels of one layer in one graph, as an H200 showed
@@ -64,8 +63,7 @@ def _rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, de
         workspace = _peak(lambda: runner.warm_up(num_tokens), device)
         runner.rehearse(num_tokens)
         graphs = _peak(runner.rehearse_graphs, device)
-    num_graphs = len(batch_ladder(limits.max_num_seqs)) * len(context_ladder(limits.max_model_len))
-    graphs += num_graphs * config.num_layers * GRAPH_BYTES_A_LAYER
+    graphs += runner.num_graphs * config.num_layers * GRAPH_BYTES_A_LAYER
     return Rehearsal(runner_bytes, workspace, graphs if with_graphs else 0, kernels)
 
 

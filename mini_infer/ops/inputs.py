@@ -91,11 +91,13 @@ def prepare_inputs(slots: torch.Tensor, seq_lens: torch.Tensor, cu_seqlens_q: to
     if use_triton(slots):
         return _prepare_inputs_triton(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens,
                                       max_query_len)
-    return _prepare_inputs_torch(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens)
+    return _prepare_inputs_torch(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens,
+                                 max_query_len)
 
 
-def _prepare_inputs_torch(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens):
-    if num_tokens == slots.shape[0]:  # a token each
+def _prepare_inputs_torch(slots, seq_lens, cu_seqlens_q, token_ids, block_table, block_size, num_tokens,
+                          max_query_len):
+    if max_query_len == 1:
         rows, positions = slots, seq_lens - 1
     else:
         lens = cu_seqlens_q.diff()

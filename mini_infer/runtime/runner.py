@@ -10,11 +10,16 @@ from mini_infer.ops.attention import LONG_CONTEXT
 from mini_infer.ops.inputs import ForwardBatch, prepare_inputs, write_tokens
 from mini_infer.ops.sampling import SamplingNeeds, sample
 from mini_infer.runtime.grammar import SlotGrammars
-from mini_infer.runtime.graphs import MAX_BATCH, StepGraphs, batch_ladder, context_ladder
+from mini_infer.runtime.graphs import MAX_BATCH, StepGraphs, StepShape, decode_shapes, mixed_shapes
 from mini_infer.runtime.kv_pool import KVPool
 from mini_infer.runtime.pending import DeviceStep, PromptLogprobs
 from mini_infer.runtime.sampler import SampleOutput, Sampler
 from mini_infer.runtime.state import Header, SlotState
+
+
+# Of a layer, in a prompt chunk: about what an H200 computes in the time that the host needs to launch a layer's kernels.
+# A step with more of them keeps the GPU busy without a graph, and would only pay for a graph's padding.
+FLOPS_A_LAUNCHED_LAYER = 150e9
 
 
 class Runner:
@@ -30,24 +35,33 @@ class Runner:
         self._grammars = grammars
         self._max_model_len = max_model_len
         self._graphs: StepGraphs | None = None
-        rows = min(state.num_slots, MAX_BATCH) if state.table.is_cuda else 0
+        most = min(state.num_slots, MAX_BATCH)
+        layer_size = sum(weight.numel() for weight in model.layers[0].parameters())
+        self._shapes = [
+            *decode_shapes(state.num_slots, max_model_len),
+            *mixed_shapes(most + 1, min(LONG_CONTEXT, max_model_len), int(FLOPS_A_LAUNCHED_LAYER / (2 * layer_size)))]
+        rows = most + 1 if state.table.is_cuda else 0  # one for padding
         self._logits_buffer = torch.empty(rows, model.config.vocab_size, dtype=model.dtype, device=state.table.device)
         self._prompt_logprobs_asked: dict[int, AdmittedSlot] = {}  # by slot
 
+    @property
+    def num_graphs(self) -> int:
+        """That `capture_graphs` will make."""
+        return len(self._shapes)
+
     @torch.inference_mode()
     def capture_graphs(self) -> None:
-        """Capture the one-token-a-sequence step for the ladder of batch sizes (GPU only)."""
-        self._graphs = StepGraphs(self._state.idle_header, self._single_token_step,
-                                  batch_ladder(self._state.num_slots), context_ladder(self._max_model_len))
+        """Capture steps of one token a sequence, and small ones with prompt chunks (GPU only)."""
+        self._graphs = StepGraphs(self._prepare_idle, self._whole_step, self._shapes)
 
     @torch.inference_mode()
     def warm_up(self, num_tokens: int) -> None:
         """Run the two extreme steps in the null slot, `num_tokens` tokens of as many sequences as there can be and a
         token for every slot: shows the peak of memory, and loads what the first requests would wait for."""
-        largest = self._logits_buffer.shape[0]
-        self._run_chunk(num_tokens, min(largest, num_tokens), num_tokens)
-        header = self._state.idle_header(largest)
-        logits, _ = self._single_token_step(largest, self._max_model_len)
+        largest = max(shape for shape in self._shapes if shape.max_query_len == 1)
+        self._run_chunk(num_tokens, min(largest.num_seqs, num_tokens), num_tokens)
+        header = self._prepare_idle(largest)
+        logits, _ = self._whole_step(largest)
         self._sampler.warm_up(logits, header.slots, header.seq_lens, self._state.params, self._state.token_ids)
 
     @torch.inference_mode()
@@ -59,23 +73,25 @@ class Runner:
         powers = [1 << exponent for exponent in range(num_tokens.bit_length())]
         for size in powers[1:]:
             self._run_chunk(size, 1, size)
-        for num_decodes in (size for size in powers[:-1] if size < self._logits_buffer.shape[0]):
+        for num_decodes in (size for size in powers[:-1] if size < min(self._state.num_slots, MAX_BATCH)):
             for length in (LONG_CONTEXT + 1, self._max_model_len):
                 self._run_chunk(num_decodes + 2, num_decodes + 1, length)
 
     @torch.inference_mode()
     def rehearse_graphs(self) -> None:
         """Run what `capture_graphs` will capture."""
-        for size in batch_ladder(self._state.num_slots):
-            self._state.idle_header(size)
-            for length in context_ladder(self._max_model_len):
-                self._single_token_step(size, length)
+        for shape in self._shapes:
+            self._prepare_idle(shape)
+            self._whole_step(shape)
+
+    def _prepare_idle(self, shape: StepShape) -> Header:
+        return self._state.idle_header(shape.num_seqs, shape.num_tokens)
 
     def _run_chunk(self, num_tokens: int, num_seqs: int, max_seq_len: int) -> None:
         """`num_seqs` sequences in the null slot: a token each, and the last one has all others of `num_tokens`. Kernels
         are chosen as if a context of up to `max_seq_len` tokens were among them."""
         longest = num_tokens - num_seqs + 1
-        header = self._state.idle_header(num_seqs)
+        header = self._state.idle_header(num_seqs, num_seqs)
         header.seq_lens[-1] = longest
         header.cu_seqlens_q[-1] = num_tokens
         batch = self._batch(header, num_tokens, num_seqs, longest, max_seq_len, num_decodes=num_seqs - 1)
@@ -85,20 +101,21 @@ class Runner:
     def execute(self, plan: StepPlan) -> DeviceStep:
         """Enqueue the step and return at once (on a CPU: compute it)."""
         seqs = plan.seqs
-        header, graph_size = self._upload(plan)
+        num_tokens, max_seq_len = plan.num_tokens, max(seq.start + seq.n for seq in seqs)
+        shape = None
+        if self._graphs is not None and not any(seq.prompt_logprobs for seq in seqs):
+            shape = self._graphs.find(num_tokens, len(seqs), max_seq_len)
+        header = self._upload(plan, shape.num_seqs if shape else len(seqs), shape.num_tokens if shape else num_tokens)
         slots = [seq.slot for seq in seqs]
         prompt_logprobs: list[PromptLogprobs] = []
-        max_seq_len = max(seq.start + seq.n for seq in seqs)
-        if graph_size is not None:
-            assert self._graphs is not None
-            logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(graph_size, max_seq_len))
+        if self._graphs is not None and shape is not None:
+            logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(shape))
             needs = self._sampler.needs(slots)
             if needs.plain and not needs.sampling.filtered:  # the graph's sample is the answer
                 return DeviceStep(plan, SampleOutput(token_ids, None, ()), prompt_logprobs)
         else:
             num_decodes = next((index for index, seq in enumerate(seqs) if seq.n > 1), len(seqs))
-            batch = self._batch(header, plan.num_tokens, len(seqs), max(seq.n for seq in seqs), max_seq_len,
-                                num_decodes)
+            batch = self._batch(header, num_tokens, len(seqs), max(seq.n for seq in seqs), max_seq_len, num_decodes)
             hidden = self._model.forward(batch, self._caches)
             logits = self._logits(hidden, batch)
             prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
@@ -115,8 +132,8 @@ class Runner:
         self._grammars.sampled(masks, seqs, step)
         return step
 
-    def _upload(self, plan: StepPlan) -> tuple[Header, int | None]:
-        """Bring the slot table up to the plan; also returns the size of the graph that can run it, if one can."""
+    def _upload(self, plan: StepPlan, num_seqs: int, num_tokens: int) -> Header:
+        """Bring the slot table up to the plan, and its header, padded to so many sequences and tokens."""
         for slot in plan.released_slots:
             self._sampler.release(slot)
             self._grammars.release(slot)
@@ -126,11 +143,8 @@ class Runner:
             self._grammars.admit(admitted)
             if admitted.params.prompt_logprobs is not None:
                 self._prompt_logprobs_asked[admitted.slot] = admitted
-        graph_size = None
-        if self._graphs is not None and all(seq.n == 1 and not seq.prompt_logprobs for seq in plan.seqs):
-            graph_size = self._graphs.padded_size(len(plan.seqs))
         params = [self._sampler.param_row(admitted) for admitted in plan.admitted]
-        return self._state.upload(plan, params, graph_size or len(plan.seqs)), graph_size
+        return self._state.upload(plan, params, num_seqs, num_tokens)
 
     def _prompt_logprobs_of(self, seqs: list[SeqStep], hidden: torch.Tensor) -> list[PromptLogprobs]:
         found = []
@@ -154,25 +168,24 @@ class Runner:
             slots, seq_lens, cu_seqlens_q, self._state.token_ids, self._state.block_table, self._block_size,
             num_tokens, max_query_len)
         # A token each: it is its own sequence's last, and no kernel is spent on saying so.
-        logit_rows = cu_seqlens_q[:-1] if num_tokens == num_seqs else cu_seqlens_q[1:] - 1
+        logit_rows = cu_seqlens_q[:-1] if max_query_len == 1 else cu_seqlens_q[1:] - 1
         return ForwardBatch(
             input_ids=input_ids, positions=positions, slot_mapping=slot_mapping, cu_seqlens_q=cu_seqlens_q,
             seq_lens=seq_lens, slots=slots, block_table=self._state.block_table, logit_rows=logit_rows,
             num_tokens=num_tokens, num_seqs=num_seqs, max_query_len=max_query_len, max_seq_len=max_seq_len,
             num_decodes=num_decodes)
 
-    def _logits(self, hidden: torch.Tensor, batch: ForwardBatch) -> torch.Tensor:
+    def _logits(self, hidden: torch.Tensor, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
         """Of each sequence's last token."""
-        if batch.num_tokens == batch.num_seqs:
-            return self._model.logits(hidden)
-        return self._model.logits(hidden[batch.logit_rows])
+        return self._model.logits(hidden if batch.max_query_len == 1 else hidden[batch.logit_rows], out)
 
-    def _single_token_step(self, num_seqs: int, max_seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The whole step in which each sequence has one token: what a graph holds. Returns (logits, token_ids)."""
-        header = self._state.header(num_seqs)
-        batch = self._batch(header, num_seqs, num_seqs, 1, max_seq_len)
+    def _whole_step(self, shape: StepShape) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole step as a graph holds it, of what the header says. Returns (logits, token_ids)."""
+        header = self._state.header(shape.num_seqs)
+        batch = self._batch(header, shape.num_tokens, shape.num_seqs, shape.max_query_len, shape.max_seq_len)
+        hidden = self._model.forward(batch, self._caches)
         # All graphs share one buffer of logits, else each would hold its own.
-        logits = self._model.logits(self._model.forward(batch, self._caches), out=self._logits_buffer[:num_seqs])
+        logits = self._logits(hidden, batch, self._logits_buffer[: shape.num_seqs])
         token_ids = sample(logits, header.slots, header.seq_lens, self._state.params, SamplingNeeds(random=True))
         write_tokens(self._state.token_ids, header.write_slots, header.seq_lens, token_ids)
         return logits, token_ids

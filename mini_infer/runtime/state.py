@@ -55,7 +55,7 @@ class SlotState:
         self.block_table.fill_(num_blocks)  # the null block
         self._num_blocks_of = [0] * num_slots  # the host's mirror, to know where new blocks go
         # Header first, then the payload: the header's place never moves, so graphs can read it there.
-        capacity = HEADER_ROWS * header_width(num_slots) + max(1 << 16, 2 * width)
+        capacity = HEADER_ROWS * header_width(num_slots + 1) + max(1 << 16, 2 * width)
         self._upload = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._pinned = [self._host_buffer(capacity) for _ in range(_RING)]
         self._turn = 0
@@ -64,17 +64,17 @@ class SlotState:
     def num_bytes(self) -> int:
         return 4 * (self.table.numel() + self._upload.numel())
 
-    def upload(self, plan: StepPlan, param_rows: list[np.ndarray], padded_seqs: int) -> Header:
+    def upload(self, plan: StepPlan, param_rows: list[np.ndarray], num_seqs: int, num_tokens: int) -> Header:
         """Send what the plan changes: the header of its sequences, admitted slots, new blocks.
 
-        param_rows: int32 [16] for each of `plan.admitted`; padded_seqs: sequences beyond the plan's are padding, a
-        token each in the null slot.
+        param_rows: int32 [16] for each of `plan.admitted`. Sequences and tokens beyond the plan's are padding in the
+        null slot, a token for each such sequence, any more to the first of them, and too few to the first ones.
         """
         runs, values = self._collect(plan, param_rows)
-        header_size = HEADER_ROWS * header_width(padded_seqs)
+        header_size = HEADER_ROWS * header_width(num_seqs)
         size = header_size + sum(map(len, values))
         host = self._next_buffer(size)[:size]
-        self._fill_header(host[:header_size].view(HEADER_ROWS, -1).numpy(), plan, padded_seqs)
+        self._fill_header(host[:header_size].view(HEADER_ROWS, -1).numpy(), plan, num_seqs, num_tokens)
         if values:
             np.concatenate(values, out=host[header_size:].numpy())
         if size <= self._upload.numel():
@@ -87,16 +87,18 @@ class SlotState:
             table_size = 3 * len(runs)
             scatter_runs(self.table.view(-1), payload[:table_size].view(-1, 3), payload[table_size:],
                          max(length for _, length in runs))
-        return self.header(padded_seqs)
+        return self.header(num_seqs)
 
-    def idle_header(self, num_seqs: int) -> Header:
-        """A header of padding alone: a token each in the null slot. For warming up and capturing."""
+    def idle_header(self, num_seqs: int, num_tokens: int) -> Header:
+        """A header of padding alone, with a token at least for each sequence. For warming up and capturing."""
         self.token_ids[self.null_slot].zero_()
         header = self.header(num_seqs)
         header.slots.fill_(self.null_slot)
         header.write_slots.fill_(self.null_slot)
         header.seq_lens.fill_(1)
         torch.arange(num_seqs + 1, out=header.cu_seqlens_q)
+        header.seq_lens[0] += num_tokens - num_seqs
+        header.cu_seqlens_q[1:] += num_tokens - num_seqs
         return header
 
     def warm_up(self) -> None:
@@ -108,18 +110,23 @@ class SlotState:
         rows = self._upload[: HEADER_ROWS * header_width(num_seqs)].view(HEADER_ROWS, -1)
         return Header(rows[0, :num_seqs], rows[1, :num_seqs], rows[2, :num_seqs], rows[3, : num_seqs + 1])
 
-    def _fill_header(self, header: np.ndarray, plan: StepPlan, padded_seqs: int) -> None:
-        num_seqs = len(plan.seqs)
+    def _fill_header(self, header: np.ndarray, plan: StepPlan, num_seqs: int, num_tokens: int) -> None:
+        count = len(plan.seqs)
         _, _, slots, starts, lengths, _, _, sample, _ = zip(*plan.seqs)
-        counts = np.array(lengths, dtype=np.int32)
-        header[0, :num_seqs] = slots
-        header[1, :num_seqs] = np.where(sample, header[0, :num_seqs], self.null_slot)
-        header[2, :num_seqs] = np.array(starts, dtype=np.int32) + counts
-        header[:2, num_seqs:] = self.null_slot
-        header[2, num_seqs:] = 1
+        counts = np.zeros(header.shape[1] - 1, dtype=np.int32)
+        counts[:count] = lengths
+        header[0, :count] = slots
+        header[1, :count] = np.where(sample, header[0, :count], self.null_slot)
+        header[2, :count] = np.array(starts, dtype=np.int32) + counts[:count]
+        header[:2, count:] = self.null_slot
+        if num_seqs > count:
+            spare = num_tokens - int(counts[:count].sum())
+            counts[count : count + min(spare, num_seqs - count)] = 1
+            counts[count] += max(0, spare - (num_seqs - count))
+        header[2, count:] = 0
+        header[2, count:num_seqs] = counts[count:num_seqs]
         header[3, 0] = 0
-        np.cumsum(counts, out=header[3, 1 : num_seqs + 1])
-        header[3, num_seqs + 1 :] = header[3, num_seqs] + np.arange(1, header.shape[1] - num_seqs)
+        np.cumsum(counts, out=header[3, 1:])
 
     def _collect(self, plan: StepPlan, param_rows: list[np.ndarray]) -> tuple[list[tuple[int, int]], list[np.ndarray]]:
         """The runs as (offset in the table, length), and the payload: their table [K, 3] first, then their values."""

@@ -51,12 +51,15 @@ def test_inputs_equal_the_plan(device: str, data: st.DataObject) -> None:
                 new_blocks.append(next(free))
                 tables[s] += new_blocks[-1:]
             plan.seqs.append(step(s, computed[s], n, new_blocks, computed[s] + n == len(tokens[s])))
-        padded = len(plan.seqs) + (int(rng.integers(0, 2)) if num_slots > len(plan.seqs) else 0)
-        header = state.upload(plan, params(len(plan.admitted)), padded)
-        num_tokens = plan.num_tokens + padded - len(plan.seqs)
+        num_padding = int(rng.integers(0, num_slots - len(plan.seqs) + 2))
+        padded = len(plan.seqs) + num_padding
+        num_tokens = plan.num_tokens + (int(rng.integers(0, 20)) if num_padding else 0)
+        header = state.upload(plan, params(len(plan.admitted)), padded, num_tokens)
+        counts = header.cu_seqlens_q.diff()
+        assert counts.sum() == num_tokens and counts.tolist()[len(plan.seqs):] == header.seq_lens.tolist()[len(plan.seqs):]
         ids, positions, mapping = prepare_inputs(header.slots, header.seq_lens, header.cu_seqlens_q, state.token_ids,
                                                  state.block_table, BLOCK_SIZE, num_tokens,
-                                                 max(seq.n for seq in plan.seqs))
+                                                 max(1, *counts.tolist()))
         want = [(tokens[q.slot][p], p, tables[q.slot][p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE)
                 for q in plan.seqs for p in range(q.start, q.start + q.n)]
         got = list(zip(ids.tolist(), positions.tolist(), mapping.tolist()))
@@ -79,7 +82,7 @@ def test_an_upload_beyond_the_standing_buffer(device: str) -> None:
     state = SlotState(64, length + 8, 256, NUM_BLOCKS, torch.device(device))
     plan = StepPlan(0, [admitted(s, [s] * length, [s] * 16) for s in range(64)],
                     [step(s, length - 1, 1) for s in range(64)])
-    state.upload(plan, params(64), 64)
+    state.upload(plan, params(64), 64, plan.num_tokens)
     assert all(state.token_ids[s, :length].eq(s).all() for s in range(64))
     assert state.block_table[64].eq(NUM_BLOCKS).all()
 
