@@ -9,6 +9,7 @@ earlier steps, so that loads of them need not wait for the matmul.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +139,20 @@ def choose_split(programs: int, longest: int, tile: Tile, small_tile: Tile | Non
     if programs > 16:
         keys = max(keys, next_power_of_2(cdiv(longest, MOST_SPLITS)))
     return Split(keys, small_tile if small_tile and use_small else tile)
+
+
+def distinct_bounds(num_seqs: int, num_kv_heads: int, bounds: Sequence[int]) -> list[int]:
+    """Of some bounds on the longest context, ascending, those that change what is launched for such a batch: the
+    others' launch is that of the next larger bound."""
+    kept: list[tuple[Split, int]] = []
+    found = []
+    for bound in reversed(bounds):
+        split = choose_split(num_seqs * num_kv_heads, bound, ONE_TILE, SMALL_TILE)
+        launch = (split, cdiv(bound, split.keys))
+        if launch not in kept:
+            kept.append(launch)
+            found.append(bound)
+    return found[::-1]
 
 
 @triton.jit(do_not_specialize=["num_splits", "split_keys"])

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from mini_infer.ops.attention_split import distinct_bounds
+
 Outputs = tuple[torch.Tensor, ...]
 MAX_BATCH = 512
 
@@ -29,7 +31,7 @@ class StepShape(NamedTuple):
                 and max_seq_len <= self.max_seq_len)
 
 
-def decode_shapes(max_num_seqs: int, max_model_len: int) -> list[StepShape]:
+def decode_shapes(max_num_seqs: int, max_model_len: int, num_kv_heads: int) -> list[StepShape]:
     """A token for each sequence. Batch sizes are dense where padding would cost a large share, sparse above.
 
     The grid of decode attention is fixed in a graph, sized for the longest context; a short one would mostly start
@@ -39,7 +41,8 @@ def decode_shapes(max_num_seqs: int, max_model_len: int) -> list[StepShape]:
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, MAX_BATCH, 32)]
     sizes = [size for size in sizes if size < largest] + [largest]
     lengths = [length for length in (1024, 4096) if length < max_model_len] + [max_model_len]
-    return [StepShape(size, size, length, 1) for size in sizes for length in lengths]
+    return [StepShape(size, size, length, 1) for size in sizes
+            for length in distinct_bounds(size, num_kv_heads, lengths)]
 
 
 def mixed_shapes(max_num_seqs: int, longest: int, most_tokens: int) -> list[StepShape]:

@@ -16,9 +16,8 @@ from mini_infer.runtime.pending import DeviceStep, PromptLogprobs
 from mini_infer.runtime.sampler import SampleOutput, Sampler
 from mini_infer.runtime.state import Header, SlotState
 
-
-# Of a layer, in a prompt chunk: about what an H200 computes in the time that the host needs to launch a layer's kernels.
-# A step with more of them keeps the GPU busy without a graph, and would only pay for a graph's padding.
+# About what an H200 computes in the time that the host needs to launch a layer's kernels. A step with more than that in
+# a layer keeps the GPU busy without a graph, and would only pay for a graph's padding.
 FLOPS_A_LAUNCHED_LAYER = 150e9
 
 
@@ -38,7 +37,7 @@ class Runner:
         most = min(state.num_slots, MAX_BATCH)
         layer_size = sum(weight.numel() for weight in model.layers[0].parameters())
         self._shapes = [
-            *decode_shapes(state.num_slots, max_model_len),
+            *decode_shapes(state.num_slots, max_model_len, model.config.num_kv_heads),
             *mixed_shapes(most + 1, min(LONG_CONTEXT, max_model_len), int(FLOPS_A_LAUNCHED_LAYER / (2 * layer_size)))]
         rows = most + 1 if state.table.is_cuda else 0  # one for padding
         self._logits_buffer = torch.empty(rows, model.config.vocab_size, dtype=model.dtype, device=state.table.device)

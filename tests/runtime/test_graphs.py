@@ -1,4 +1,4 @@
-"""Steps in the shapes that graphs have: the smallest that holds a step, and the same tokens with the padding as without."""
+"""Steps in the shapes that graphs have: the smallest that holds a step, and the same tokens with padding as without."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from mini_infer.runtime.runner import Runner
 from tests.tiny import VOCAB_SIZE, write_checkpoint
 
 
-@given(num_slots=st.integers(1, 700), max_len=st.integers(1, 20_000), most=st.integers(0, 3000), data=st.data())
-def test_the_smallest_shape_that_holds_a_step(num_slots: int, max_len: int, most: int, data: st.DataObject) -> None:
-    shapes = decode_shapes(num_slots, max_len) + mixed_shapes(num_slots + 1, min(max_len, 4096), most)
+@given(num_slots=st.integers(1, 700), max_len=st.integers(1, 20_000), most=st.integers(0, 3000),
+       heads=st.integers(1, 40), data=st.data())
+def test_the_smallest_shape_that_holds_a_step(num_slots: int, max_len: int, most: int, heads: int,
+                                              data: st.DataObject) -> None:
+    shapes = decode_shapes(num_slots, max_len, heads) + mixed_shapes(num_slots + 1, min(max_len, 4096), most)
     assert len(set(shapes)) == len(shapes)
     num_tokens = data.draw(st.integers(1, 1200))
     num_seqs = data.draw(st.one_of(st.just(num_tokens), st.integers(1, num_tokens)))
@@ -37,7 +39,7 @@ def test_the_smallest_shape_that_holds_a_step(num_slots: int, max_len: int, most
 
 
 def test_a_step_is_padded_by_little() -> None:
-    sizes = sorted({shape.num_tokens for shape in decode_shapes(512, 16384)})
+    sizes = sorted({shape.num_tokens for shape in decode_shapes(512, 16384, 8)})
     assert sizes[:4] == [1, 2, 4, 8] and sizes[-1] == 512
     assert all(after - before <= max(8, before / 4) for before, after in pairwise(sizes[2:]))
 
@@ -82,7 +84,7 @@ def test_padding_changes_no_token(checkpoint: Path, chunk: int, depth: int) -> N
     expected = make().generate(prompts, params, use_tqdm=False)
     llm = make()
     runner: Runner = llm._loop._executor._runner  # type: ignore[attr-defined]
-    graphs = EagerGraphs(runner, decode_shapes(12, 256) + mixed_shapes(13, 256, 256))
+    graphs = EagerGraphs(runner, decode_shapes(12, 256, 2) + mixed_shapes(13, 256, 256))
     runner._graphs = graphs  # type: ignore[assignment]
     runner._logits_buffer = NoBuffer()  # type: ignore[assignment]
     got = llm.generate(prompts, params, use_tqdm=False)

@@ -55,8 +55,8 @@ def test_inputs_equal_the_plan(device: str, data: st.DataObject) -> None:
         padded = len(plan.seqs) + num_padding
         num_tokens = plan.num_tokens + (int(rng.integers(0, 20)) if num_padding else 0)
         header = state.upload(plan, params(len(plan.admitted)), padded, num_tokens)
-        counts = header.cu_seqlens_q.diff()
-        assert counts.sum() == num_tokens and counts.tolist()[len(plan.seqs):] == header.seq_lens.tolist()[len(plan.seqs):]
+        counts, count = header.cu_seqlens_q.diff(), len(plan.seqs)
+        assert counts.sum() == num_tokens and counts[count:].tolist() == header.seq_lens[count:].tolist()
         ids, positions, mapping = prepare_inputs(header.slots, header.seq_lens, header.cu_seqlens_q, state.token_ids,
                                                  state.block_table, BLOCK_SIZE, num_tokens,
                                                  max(1, *counts.tolist()))
