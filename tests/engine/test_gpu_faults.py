@@ -20,14 +20,14 @@ from mini_infer import LLM, SamplingParams
 from mini_infer.core.plan import DeviceLostError
 
 llm = LLM(sys.argv[1], device="cuda", num_kv_blocks=64, skip_tokenizer_init=True)
-model = llm._loop._executor._runner._model
-forward = type(model).forward
+runner = llm._loop._executor._runner
+execute = type(runner).execute
 
 def broken(*args):
     torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]  # an assertion on the device
-    return forward(*args)
+    return execute(*args)
 
-type(model).forward = broken
+type(runner).execute = broken
 try:
     for _ in range(3):
         llm.generate([1, 2], SamplingParams(max_tokens=4, detokenize=False), use_tqdm=False)
@@ -38,15 +38,15 @@ except DeviceLostError:
 
 def test_no_memory_for_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = LLM(str(write_checkpoint(tmp_path / "model")), device="cuda", num_kv_blocks=64, skip_tokenizer_init=True)
-    model = llm._loop._executor._runner._model  # type: ignore[attr-defined]
-    forward, short = type(model).forward, [True]
+    runner = llm._loop._executor._runner  # type: ignore[attr-defined]
+    execute, short = type(runner).execute, [True]
 
     def hungry(*args: object) -> object:
         if short.pop() if short else False:
             torch.empty(1 << 46, device="cuda")
-        return forward(*args)  # type: ignore[arg-type]
+        return execute(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(type(model), "forward", hungry)
+    monkeypatch.setattr(type(runner), "execute", hungry)
     params = SamplingParams(max_tokens=4, temperature=0, detokenize=False)
     out = llm.generate([1, 2], params, use_tqdm=False)[0]
     assert out.finish_reason == "error" and "out of GPU memory" in (out.outputs[0].error or "")
