@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = device_of(args.quick)
     rows = []
     for budget in args.budgets:
-        stepper = Stepper(engine_config(args.model, device, max_num_batched_tokens=budget,
+        stepper = Stepper(engine_config(args.model, device, max_num_batched_tokens=budget, max_num_mixed_tokens=budget,
                                         max_model_len=512 if args.quick else 16384, max_num_seqs=args.running + 8))
         stepper.stop(stepper.decoding(1, args.prompt_len, 2))  # warm-up
         rows.append({"max_num_batched_tokens": budget, "whole_prompts": budget > args.prompt_len + args.running,

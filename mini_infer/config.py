@@ -93,6 +93,12 @@ class ModelConfig:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one layer's matmuls, each used once a token."""
+        attention = 2 * self.hidden_size * (self.q_size + self.kv_size)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of keys and values one token holds over all layers."""
         return 2 * self.num_layers * self.kv_size * DTYPE_BYTES[dtype]

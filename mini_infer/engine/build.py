@@ -93,7 +93,8 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         state = SlotState(limits.max_num_seqs, max_model_len, block_size, num_blocks, device)
         sampler = Sampler(model_config.vocab_size, limits.max_num_seqs, device, model_config.eos_token_ids, config.seed)
         slot_grammars = SlotGrammars(grammars.matcher, model_config.vocab_size, model_config.eos_token_ids)
-        return Runner(model, pool, state, sampler, slot_grammars, max_model_len), pool, state
+        return Runner(model, pool, state, sampler, slot_grammars, max_model_len,
+                      limits.max_num_mixed_tokens), pool, state
 
     context, rehearsal = 0, None
     if device.type == "cuda":

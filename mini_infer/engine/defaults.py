@@ -6,9 +6,12 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import inf
 
 from mini_infer.config import ConfigError, EngineConfig, ModelConfig, SchedulerConfig
 from mini_infer.core.scheduler import Scheduler
+
+NO_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,13 @@ class DeviceDefaults:
     max_num_batched_tokens: int
     block_size: int
     pipeline_depth: int
+    flops_a_mixed_layer: float  # what a step with decode rows computes in a layer, the prompts beside them included
 
 
-CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1)
-GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2)
+CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1,
+                              flops_a_mixed_layer=inf)
+GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2,
+                              flops_a_mixed_layer=180e9)  # 7B: 384 tokens, the fastest on an H200
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Limits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    max_num_mixed_tokens: int
     block_size: int
     pipeline_depth: int
 
@@ -44,13 +51,23 @@ class Limits:
 def pick_limits(config: EngineConfig, model_config: ModelConfig, defaults: DeviceDefaults) -> Limits:
     """Raises ConfigError when more positions are asked for than the model has."""
     max_num_seqs = config.max_num_seqs or defaults.max_num_seqs
+    max_num_batched_tokens = config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs)
     return Limits(
         max_model_len=pick_max_model_len(config, model_config),
         max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens or max(defaults.max_num_batched_tokens, max_num_seqs),
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_mixed_tokens=min(max_num_batched_tokens, config.max_num_mixed_tokens
+                                 or pick_max_num_mixed_tokens(model_config, defaults)),
         block_size=config.block_size or defaults.block_size,
         pipeline_depth=config.pipeline_depth or defaults.pipeline_depth,
     )
+
+
+def pick_max_num_mixed_tokens(model_config: ModelConfig, defaults: DeviceDefaults) -> int:
+    """Few decode rows leave a GPU's matmul units idle while it reads the weights: prompts fill them up for little time.
+    More tokens than that would only let running requests wait, and be missing beside the decode rows of later steps."""
+    tokens = defaults.flops_a_mixed_layer / (2 * model_config.layer_weights)
+    return NO_LIMIT if tokens > NO_LIMIT else max(256, round(tokens / 64) * 64)
 
 
 def pick_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
@@ -73,7 +90,7 @@ def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limit
     return SchedulerConfig(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_num_mixed_tokens=config.max_num_mixed_tokens,
+        max_num_mixed_tokens=limits.max_num_mixed_tokens,
         max_model_len=max_model_len,
         block_size=limits.block_size,
         num_blocks=num_blocks,

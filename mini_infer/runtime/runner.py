@@ -16,16 +16,12 @@ from mini_infer.runtime.pending import DeviceStep, PromptLogprobs
 from mini_infer.runtime.sampler import SampleOutput, Sampler
 from mini_infer.runtime.state import Header, SlotState
 
-# About what an H200 computes in the time that the host needs to launch a layer's kernels. A step with more than that in
-# a layer keeps the GPU busy without a graph, and would only pay for a graph's padding.
-FLOPS_A_LAUNCHED_LAYER = 150e9
-
 
 class Runner:
     """Owns all device state of one GPU (or the CPU): weights, KV pool, slot table, sampler, graphs."""
 
     def __init__(self, model: Decoder, pool: KVPool, state: SlotState, sampler: Sampler, grammars: SlotGrammars,
-                 max_model_len: int):
+                 max_model_len: int, max_num_mixed_tokens: int):
         self._model = model
         self._caches = pool.layers
         self._block_size = pool.block_size
@@ -35,10 +31,8 @@ class Runner:
         self._max_model_len = max_model_len
         self._graphs: StepGraphs | None = None
         most = min(state.num_slots, MAX_BATCH)
-        layer_size = sum(weight.numel() for weight in model.layers[0].parameters())
-        self._shapes = [
-            *decode_shapes(state.num_slots, max_model_len, model.config.num_kv_heads),
-            *mixed_shapes(most + 1, min(LONG_CONTEXT, max_model_len), int(FLOPS_A_LAUNCHED_LAYER / (2 * layer_size)))]
+        self._shapes = [*decode_shapes(state.num_slots, max_model_len, model.config.num_kv_heads),
+                        *mixed_shapes(most, max_num_mixed_tokens, min(LONG_CONTEXT, max_model_len))]
         rows = most + 1 if state.table.is_cuda else 0  # one for padding
         self._logits_buffer = torch.empty(rows, model.config.vocab_size, dtype=model.dtype, device=state.table.device)
         self._prompt_logprobs_asked: dict[int, AdmittedSlot] = {}  # by slot

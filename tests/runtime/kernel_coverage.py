@@ -70,7 +70,7 @@ def make_runner() -> Runner:
     state = SlotState(MAX_NUM_SEQS, MAX_MODEL_LEN, BLOCK_SIZE, NUM_BLOCKS, device)
     sampler = Sampler(CONFIG.vocab_size, MAX_NUM_SEQS, device, (), 0)
     return Runner(model, pool, state, sampler, SlotGrammars(lambda *_: None, CONFIG.vocab_size),  # type: ignore
-                  MAX_MODEL_LEN)
+                  MAX_MODEL_LEN, MAX_TOKENS)
 
 
 def traffic(runner: Runner, steps: int, rng: random.Random) -> None:

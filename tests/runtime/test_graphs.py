@@ -21,7 +21,7 @@ from tests.tiny import VOCAB_SIZE, write_checkpoint
        heads=st.integers(1, 40), data=st.data())
 def test_the_smallest_shape_that_holds_a_step(num_slots: int, max_len: int, most: int, heads: int,
                                               data: st.DataObject) -> None:
-    shapes = decode_shapes(num_slots, max_len, heads) + mixed_shapes(num_slots + 1, min(max_len, 4096), most)
+    shapes = decode_shapes(num_slots, max_len, heads) + mixed_shapes(num_slots, most, min(max_len, 4096))
     assert len(set(shapes)) == len(shapes)
     num_tokens = data.draw(st.integers(1, 1200))
     num_seqs = data.draw(st.one_of(st.just(num_tokens), st.integers(1, num_tokens)))
@@ -84,7 +84,7 @@ def test_padding_changes_no_token(checkpoint: Path, chunk: int, depth: int) -> N
     expected = make().generate(prompts, params, use_tqdm=False)
     llm = make()
     runner: Runner = llm._loop._executor._runner  # type: ignore[attr-defined]
-    graphs = EagerGraphs(runner, decode_shapes(12, 256, 2) + mixed_shapes(13, 256, 256))
+    graphs = EagerGraphs(runner, decode_shapes(12, 256, 2) + mixed_shapes(12, 256, 256))
     runner._graphs = graphs  # type: ignore[assignment]
     runner._logits_buffer = NoBuffer()  # type: ignore[assignment]
     got = llm.generate(prompts, params, use_tqdm=False)
