@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from mini_infer.ops import native
 from mini_infer.ops.activation import silu_and_mul
+from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
@@ -37,6 +38,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         return torch.ops.mkldnn._linear_pointwise.default(_padded(x), weight, bias, "none", [], "")[: x.shape[0]]
     if multiply := _skinny(x, weight):
         return multiply(x, weight, Epilogue(bias=bias), out)
+    if x.is_cuda and (plan := tuned_plan(x, weight, bias=bias is not None)):
+        return plan(x, weight, bias, out)
     if out is not None:
         assert bias is None, "out is for products without bias"
         return torch.mm(x, weight.t(), out=out)
@@ -69,6 +72,8 @@ def linear_add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
         return multiply(x, weight, Epilogue(bias=bias, residual=residual))
     if bias is not None:
         residual += bias
+    if x.is_cuda and (plan := tuned_plan(x, weight, adds=True)):
+        return plan(x, weight, None, residual)
     return residual.addmm_(x, weight.t())
 
 

@@ -1,0 +1,182 @@
+"""Matrix products by a chosen algorithm of cuBLASLt.
+
+The library picks one of its kernels for each shape by a model of its own. For the rows of a decode step that choice is
+often a few per cent slower than another of its kernels, now and then a fifth. benchmarks/cublaslt.py times them, and
+tuned/<GPU>.json keeps those that won. An algorithm is the library's own 64 opaque bytes, which mean something to the
+version that wrote them alone: with another version, on another GPU and for shapes that are not in the table, torch
+multiplies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator
+from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLES = Path(__file__).parent / "tuned"
+MOST_WORKSPACE = 16 << 20  # bytes an algorithm may ask for
+
+_DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2}
+_FLOAT32, _COMPUTE_FLOAT32 = 0, 68
+_TRANSPOSE_A, _EPILOGUE, _BIAS_POINTER, _EPILOGUE_BIAS = 3, 7, 8, 4  # of a product's description
+_MOST_WORKSPACE = 1  # of a preference
+
+
+class Algorithm(ctypes.Structure):
+    _fields_ = [("words", c_uint64 * 8)]
+
+    def hex(self) -> str:
+        return bytes(self).hex()
+
+    @classmethod
+    def from_hex(cls, text: str) -> Algorithm:
+        return cls.from_buffer_copy(bytes.fromhex(text))
+
+
+class _Candidate(ctypes.Structure):
+    _fields_ = [("algorithm", Algorithm), ("workspace", c_size_t), ("status", c_int), ("waves", c_float),
+                ("reserved", c_int * 4)]
+
+
+@dataclass(frozen=True)
+class Product:
+    """x [rows, k] times weight [features, k] transposed, plus a bias, or added to what is in the result's place."""
+
+    rows: int
+    features: int
+    k: int
+    dtype: torch.dtype
+    bias: bool = False
+    adds: bool = False
+
+
+class CublasLt:
+    """The library on one device. Raises OSError where it cannot be loaded."""
+
+    def __init__(self, device: torch.device):
+        assert torch.version.cuda is not None
+        self._lib = lib = ctypes.CDLL(f"libcublasLt.so.{torch.version.cuda.split('.')[0]}")  # torch has loaded it
+        lib.cublasLtGetVersion.restype = c_size_t
+        lib.cublasLtMatmul.argtypes = [c_void_p] * 14 + [c_size_t, c_void_p]
+        lib.cublasLtMatrixLayoutCreate.argtypes = [c_void_p, c_int, c_uint64, c_uint64, c_int64]
+        lib.cublasLtMatmulDescSetAttribute.argtypes = [c_void_p, c_int, c_void_p, c_size_t]
+        lib.cublasLtMatmulPreferenceSetAttribute.argtypes = [c_void_p, c_int, c_void_p, c_size_t]
+        lib.cublasLtMatmulAlgoGetHeuristic.argtypes = [c_void_p] * 7 + [c_int, c_void_p, POINTER(c_int)]
+        lib.cublasLtMatmulAlgoCheck.argtypes = [c_void_p] * 8
+        self._handle = self._made(lib.cublasLtCreate)
+        self._workspace = torch.empty(MOST_WORKSPACE, dtype=torch.uint8, device=device)
+        self.version = int(lib.cublasLtGetVersion())
+
+    def plan(self, product: Product, algorithm: Algorithm) -> Plan | None:
+        """The product by this algorithm; None if it cannot do it."""
+        description, layouts = self._describe(product)
+        found = _Candidate()
+        status = self._lib.cublasLtMatmulAlgoCheck(self._handle, description, *layouts, layouts[-1], byref(algorithm),
+                                                   byref(found))
+        if status or found.status or found.workspace > MOST_WORKSPACE:
+            return None
+        return Plan(self, product, description, layouts, algorithm)
+
+    def candidates(self, product: Product, workspace: int, count: int = 16) -> Iterator[Algorithm]:
+        """What the library would take for this product with so many bytes of workspace, its first choice first."""
+        description, layouts = self._describe(product)
+        preference = self._made(self._lib.cublasLtMatmulPreferenceCreate)
+        self._ok(self._lib.cublasLtMatmulPreferenceSetAttribute(preference, _MOST_WORKSPACE,
+                                                                byref(c_size_t(workspace)), 8))
+        results, num = (_Candidate * count)(), c_int()
+        status = self._lib.cublasLtMatmulAlgoGetHeuristic(self._handle, description, *layouts, layouts[-1], preference,
+                                                          count, results, byref(num))
+        if status == 0:
+            yield from (result.algorithm for result in results[: num.value] if result.status == 0)
+
+    def multiply(self, plan: Plan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                 out: torch.Tensor) -> None:
+        if bias is not None:
+            self._ok(self._lib.cublasLtMatmulDescSetAttribute(plan.description, _BIAS_POINTER,
+                                                              byref(c_void_p(bias.data_ptr())), 8))
+        a, b, c = plan.layouts
+        self._ok(self._lib.cublasLtMatmul(
+            self._handle, plan.description, byref(c_float(1.0)), weight.data_ptr(), a, x.data_ptr(), b,
+            byref(c_float(plan.product.adds)), out.data_ptr(), c, out.data_ptr(), c, byref(plan.algorithm),
+            self._workspace.data_ptr(), MOST_WORKSPACE, torch.cuda.current_stream(x.device).cuda_stream))
+
+    def _describe(self, product: Product) -> tuple[c_void_p, tuple[c_void_p, c_void_p, c_void_p]]:
+        """The library counts in columns: a row-major weight is its transpose, and so is the result."""
+        lib, kind = self._lib, _DATA_TYPES[product.dtype]
+        description = self._made(lib.cublasLtMatmulDescCreate, _COMPUTE_FLOAT32, _FLOAT32)
+        self._ok(lib.cublasLtMatmulDescSetAttribute(description, _TRANSPOSE_A, byref(c_int(1)), 4))
+        if product.bias:
+            self._ok(lib.cublasLtMatmulDescSetAttribute(description, _EPILOGUE, byref(c_int(_EPILOGUE_BIAS)), 4))
+        shapes = [(product.k, product.features), (product.k, product.rows), (product.features, product.rows)]
+        a, b, c = (self._made(lib.cublasLtMatrixLayoutCreate, kind, rows, columns, rows) for rows, columns in shapes)
+        return description, (a, b, c)
+
+    def _made(self, create: Any, *args: Any) -> c_void_p:
+        made = c_void_p()
+        self._ok(create(byref(made), *args))
+        return made
+
+    @staticmethod
+    def _ok(status: int) -> None:
+        if status:
+            raise RuntimeError(f"cuBLASLt: status {status}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A product, ready to be launched."""
+
+    library: CublasLt
+    product: Product
+    description: c_void_p
+    layouts: tuple[c_void_p, c_void_p, c_void_p]
+    algorithm: Algorithm
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
+                 out: torch.Tensor | None = None) -> torch.Tensor:
+        """x [rows, k] and weight [features, k], rows dense, as the product says -> `out` [rows, features]."""
+        if out is None:
+            out = x.new_empty(x.shape[0], weight.shape[0])
+        self.library.multiply(self, x, weight, bias, out)
+        return out
+
+
+def tuned_plan(x: torch.Tensor, weight: torch.Tensor, bias: bool = False, adds: bool = False) -> Plan | None:
+    """How to multiply x [T, in] with weight [out, in] on a GPU if the table knows better than the library."""
+    if not x.is_contiguous():
+        return None
+    return _plan(x.device, Product(x.shape[0], weight.shape[0], weight.shape[1], x.dtype, bias, adds))
+
+
+@cache
+def library(device: torch.device) -> CublasLt:
+    return CublasLt(device)
+
+
+def table_path(gpu: str) -> Path:
+    return TABLES / f"{gpu.replace(' ', '_')}.json"
+
+
+@cache
+def _plan(device: torch.device, product: Product) -> Plan | None:
+    algorithm = _table(device).get(product)
+    return None if algorithm is None else library(device).plan(product, algorithm)
+
+
+@cache
+def _table(device: torch.device) -> dict[Product, Algorithm]:
+    path = table_path(torch.cuda.get_device_name(device))
+    if torch.version.hip is not None or not path.exists():
+        return {}
+    table = json.loads(path.read_text())
+    if table["cublaslt_version"] != library(device).version:
+        return {}
+    return {Product(rows, features, k, getattr(torch, dtype), bias, adds): Algorithm.from_hex(algorithm)
+            for features, k, dtype, bias, adds, best in table["products"] for rows, algorithm in best}
