@@ -26,7 +26,7 @@ from benchmarks.gpu import SHAPES
 from mini_infer.bench.gpu_time import copies_for, require_gpu
 from mini_infer.config import ModelConfig
 from mini_infer.models.registry import load_config
-from mini_infer.ops.cublaslt import MOST_WORKSPACE, Algorithm, CublasLt, Product, library, table_path
+from mini_infer.ops.cublaslt import MOST_WORKSPACE, TABLES, Algorithm, CublasLt, Product, library, table_path
 from mini_infer.ops.skinny import max_skinny_rows
 from mini_infer.runtime.graphs import MAX_MIXED, decode_shapes, mixed_shapes
 
@@ -156,6 +156,7 @@ def write_table(gpu: str, version: int, found: list[dict]) -> None:  # type: ign
         best = [(row["rows"], row["algorithm"]) for row in each["best"] if row["torch_us"] / row["best_us"] >= MIN_GAIN]
         lines.append(json.dumps([each["features"], each["k"], "bfloat16", each["bias"], each["adds"], best]))
     rows = ",\n".join(lines)
+    TABLES.mkdir(exist_ok=True)
     table_path(gpu).write_text(f'{{"gpu": "{gpu}", "cublaslt_version": {version}, "products": [\n{rows}]}}\n')
 
 

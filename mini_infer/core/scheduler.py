@@ -159,7 +159,7 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         seqs, chunks = self._plan_decodes()
         num_decodes = len(seqs)
-        budget = self._prompt_budget(num_decodes)
+        budget = self._prompt_budget(num_decodes, chunks[0] if chunks else self._waiting.peek())
         for request in chunks:
             if budget == 0:
                 break
@@ -177,13 +177,19 @@ class Scheduler:
         self._num_steps += 1
         return StepPlan(self._num_steps, admitted, seqs, released, num_decodes)
 
-    def _prompt_budget(self, num_decodes: int) -> int:
-        """Tokens of prompts in a step with so many decode rows, which wait for their next tokens as long as it takes.
-        However many they are, a quarter of a mixed step is left, so that prompts go on."""
+    def _prompt_budget(self, num_decodes: int, first: Request | None) -> int:
+        """Tokens of prompts, `first` before all others, in a step with so many decode rows, which wait for their next
+        tokens as long as it takes. However many they are, a quarter of a mixed step is left, so that prompts go on."""
         budget, mixed = self.config.max_num_batched_tokens - num_decodes, self.config.max_num_mixed_tokens
-        if mixed is None or num_decodes == 0:
+        if mixed is None or num_decodes == 0 or (self.config.one_batch and first and self._ends_last(first)):
             return budget
         return min(budget, max(mixed - num_decodes, -(-mixed // 4)))
+
+    def _ends_last(self, request: Request) -> bool:
+        """Whether no decode row can go on for longer than `request`, so that all is delayed by each step it waits."""
+        tokens_left = request.max_len - len(request.tokens)
+        return all(other.max_len - len(other.tokens) - other.num_pending <= tokens_left
+                   for other in self._running.values() if other.num_computed + other.num_inflight >= other.prompt_len)
 
     def _plan_decodes(self) -> tuple[list[SeqStep], list[Request]]:
         """Rows for the running requests with one missing token, long contexts first, and the requests that miss more.

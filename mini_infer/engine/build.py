@@ -65,10 +65,11 @@ class Phases:
 
 
 def build_engine(config: EngineConfig, report: Callable[[str, float], None] = lambda name, seconds: None,
-                 progress: bool = False) -> Engine:
+                 progress: bool = False, one_batch: bool = False) -> Engine:
     """Build the scheduler, the runner and the loop between them.
 
-    `report(phase, seconds)` is called as each phase of the start ends; `progress` shows a bar while weights load.
+    `report(phase, seconds)` is called as each phase of the start ends; `progress` shows a bar while weights load;
+    `one_batch`: the requests come all at once, and only the end of the last one counts.
     Raises ConfigError, naming the field and the fix, when the configuration or the checkpoint cannot work.
     """
     phases = Phases(report)
@@ -121,7 +122,7 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
     with phases.phase("kv pool"):
         num_blocks = _num_blocks(config, model_config, dtype_name, device, limits,
                                  0 if rehearsal is None else rehearsal.num_bytes)
-        scheduler_config = make_scheduler_config(config, model_config, limits, num_blocks)
+        scheduler_config = make_scheduler_config(config, model_config, limits, num_blocks, one_batch)
         try:
             runner, pool, state = make_runner(model, num_blocks, scheduler_config.max_model_len)
         except RuntimeError as error:  # torch's out-of-memory errors, on either kind of device

@@ -80,9 +80,10 @@ def pick_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
     return config.max_model_len
 
 
-def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limits: Limits,
-                          num_blocks: int) -> SchedulerConfig:
-    """The scheduler's configuration once the KV blocks are counted. A max_model_len that nobody asked for is lowered to
+def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limits: Limits, num_blocks: int,
+                          one_batch: bool = False) -> SchedulerConfig:
+    """The scheduler's configuration once the KV blocks are counted; `one_batch` as there, unless the user said how much
+    a step with decode rows may hold. A max_model_len that nobody asked for is lowered to
     what they hold; raises ConfigError where one was asked for and they do not hold it."""
     max_model_len = limits.max_model_len
     if config.max_model_len is None:
@@ -91,6 +92,7 @@ def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limit
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         max_num_mixed_tokens=limits.max_num_mixed_tokens,
+        one_batch=one_batch and config.max_num_mixed_tokens is None,
         max_model_len=max_model_len,
         block_size=limits.block_size,
         num_blocks=num_blocks,

@@ -33,7 +33,7 @@ class LLM:
 
     def __init__(self, model: str | EngineConfig | None = None, **options: Any):
         self.config = make_config(model, options)
-        engine = build_engine(self.config, progress=sys.stderr.isatty())
+        engine = build_engine(self.config, progress=sys.stderr.isatty(), one_batch=True)
         self.info: EngineInfo = engine.info
         self._loop = engine.loop
         source = self.config.tokenizer or self.info.model_path

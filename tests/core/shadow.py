@@ -54,7 +54,7 @@ class ShadowDevice:
         assert plan.seqs, "an empty plan"
         assert plan.num_tokens <= self.config.max_num_batched_tokens
         mixed, num_chunked = self.config.max_num_mixed_tokens, plan.num_tokens - plan.num_decodes
-        if mixed is not None and plan.num_decodes and num_chunked:
+        if mixed is not None and plan.num_decodes and num_chunked and not self.config.one_batch:
             assert plan.num_tokens <= mixed or num_chunked <= -(-mixed // 4)
         assert len({row.slot for row in plan.seqs}) == len({row.request_id for row in plan.seqs}) == len(plan.seqs)
         for slot in plan.released_slots:

@@ -112,6 +112,19 @@ class TestBudget:
         # of a prompt makes a decode row.
         assert chunks == [(0, 14), (1, 4), (2, 3), (2, 3), (3, 2), (3, 2), (4, 2), (4, 2), (5, 2), (5, 2)]
 
+    def test_in_one_batch_a_prompt_hurries_if_it_may_end_last(self) -> None:
+        def chunks(lengths: list[int], **options: Any) -> list[tuple[int, int]]:
+            engine = Engine(config(max_num_mixed_tokens=4, max_num_seqs=8, **options))
+            for i, max_tokens in enumerate(lengths):
+                engine.add(item(i, 12, max_tokens=max_tokens))
+            for _ in range(3):
+                engine.step()
+            return [(plan.num_decodes, plan.num_tokens - plan.num_decodes) for plan in engine.plans]
+
+        assert chunks([9, 9, 9], one_batch=True) == [(0, 16), (1, 15), (2, 5)]
+        assert chunks([9, 8, 8], one_batch=True) == [(0, 16), (1, 15), (2, 5)]  # one of nine is there
+        assert chunks([9, 5, 4], one_batch=True) == chunks([9, 5, 4]) == [(0, 16), (1, 3), (1, 3)]
+
     def test_decodes_alone_may_fill_the_budget(self) -> None:
         engine = Engine(config(max_num_batched_tokens=2))
         for i in range(4):

@@ -23,16 +23,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 5),
         budget=st.integers(1, 16),
         mixed=st.none() | st.integers(1, 16),
+        one_batch=st.booleans(),
         prefix_caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         watermark=st.sampled_from([0.0, 0.1, 0.5]),
         depth=st.integers(1, 3),
     )
     def start(self, block_size: int, spare_blocks: int, max_num_seqs: int, budget: int, mixed: int | None,
-              prefix_caching: bool, policy: str, watermark: float, depth: int) -> None:
+              one_batch: bool, prefix_caching: bool, policy: str, watermark: float, depth: int) -> None:
         config = SchedulerConfig(
             max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, max_num_mixed_tokens=mixed,
-            max_model_len=MAX_MODEL_LEN,
+            one_batch=one_batch, max_model_len=MAX_MODEL_LEN,
             block_size=block_size, num_blocks=MAX_MODEL_LEN // block_size + spare_blocks,
             enable_prefix_caching=prefix_caching, policy=policy, eos_token_ids=(EOS,), watermark=watermark)
         self.items: dict[int, AddRequest] = {}

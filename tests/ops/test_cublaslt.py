@@ -1,0 +1,73 @@
+"""Products by a chosen algorithm of cuBLASLt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mini_infer.ops import cublaslt
+from mini_infer.ops.cublaslt import TABLES, Algorithm, Product, table_path, tuned_plan
+from mini_infer.ops.linear import linear, linear_add
+
+
+@pytest.mark.parametrize("path", sorted(TABLES.glob("*.json")), ids=lambda path: path.stem)
+def test_tables_are_well_formed(path: Path) -> None:
+    table = json.loads(path.read_text())
+    assert table_path(table["gpu"]) == path
+    shapes = [tuple(entry[:5]) for entry in table["products"]]
+    assert len(set(shapes)) == len(shapes)
+    for _, _, dtype, bias, adds, best in table["products"]:
+        assert dtype == "bfloat16" and not (bias and adds)
+        rows = [row for row, _ in best]
+        assert rows == sorted(set(rows)) and min(rows, default=9) > 8
+        assert all(Algorithm.from_hex(algorithm).hex() == algorithm for _, algorithm in best)
+
+
+@pytest.mark.gpu
+class TestPlans:
+    def table(self) -> dict[Product, Algorithm]:
+        table = cublaslt._table(torch.device("cuda", 0))
+        if not table:
+            pytest.skip(f"no table for {torch.cuda.get_device_name()} and this version of cuBLASLt")
+        return table
+
+    def test_every_entry_multiplies(self) -> None:
+        done = 0
+        for product in self.table():
+            if product.features > 1 << 16 or product.rows not in (16, 48, 64, 144, 192, 256, 384, 896):
+                continue
+            torch.manual_seed(product.rows)
+            x = torch.randn(product.rows, product.k, device="cuda", dtype=product.dtype)
+            weight = torch.randn(product.features, product.k, device="cuda", dtype=product.dtype) / product.k**0.5
+            bias = torch.randn(product.features, device="cuda", dtype=product.dtype) if product.bias else None
+            stream = torch.randn(product.rows, product.features, device="cuda", dtype=product.dtype)
+            expected = x.float() @ weight.float().t()
+            assert tuned_plan(x, weight, product.bias, product.adds) is not None
+            if product.adds:
+                expected += stream.float()
+                got = linear_add(x, weight, None, stream)
+                assert got.data_ptr() == stream.data_ptr()
+            else:
+                expected += 0 if bias is None else bias.float()
+                out = stream.fill_(float("nan")) if bias is None else None
+                got = linear(x, weight, bias, out)
+            torch.testing.assert_close(got.float(), expected, atol=0.06, rtol=0.02)
+            done += 1
+        assert done > 20
+
+    def test_others_are_torch_s(self) -> None:
+        product = next(iter(self.table()))
+        weight = torch.randn(product.features, product.k, device="cuda", dtype=product.dtype)
+        x = torch.randn(2 * product.rows, product.k, device="cuda", dtype=product.dtype)
+        assert tuned_plan(x[:17], weight, product.bias, product.adds) is None  # not on the ladder
+        assert tuned_plan(x[::2], weight, product.bias, product.adds) is None  # rows apart from one another
+        assert tuned_plan(x[: product.rows].float(), weight.float(), product.bias, product.adds) is None
+
+    def test_another_version_reads_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = torch.device("cuda", 0)
+        self.table()
+        monkeypatch.setattr(cublaslt.library(device), "version", -1)
+        assert cublaslt._table.__wrapped__(device) == {}
