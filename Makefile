@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 HOST ?= 127.0.0.1
 PORT ?= 8000
-.PHONY: setup serve demo test test-fast test-gpu lint grid bench bench-gpu charts clean
+.PHONY: setup serve demo test test-fast test-gpu build-ext lint grid bench bench-gpu charts clean
 
 $(BIN)/.installed: pyproject.toml setup.py constraints.txt mini_infer/ops/native.cpp
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,9 @@ test-fast: setup  ## under a minute, no weights
 test-gpu:  ## on a machine with a CUDA GPU; runs from a plain checkout with the machine's own python
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider -n 8 tests/ops tests/models
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --ignore tests/ops --ignore tests/models tests
+
+build-ext:  ## the CUDA kernels that are optional, compiled for the GPU that is here; needs nvcc; a plain checkout does
+	PYTHONPATH=. $(GPU_PYTHON) -m mini_infer.ops.build_cuda
 
 lint: setup
 	$(BIN)/ruff check .

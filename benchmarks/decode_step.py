@@ -1,9 +1,10 @@
 """Whole decode steps as CUDA graphs, with the tiles that the code chooses and with others in their place.
 
-    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,64,256] [--context 272]
+    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,64,256] [--context 272] [--only 'without CUDA']
 
 What a kernel takes alone says little about a step in which kernels start before the ones before them have ended, so
-tiles are compared here, one product (or attention) changed at a time. Needs a GPU and a directory with a config.json;
+tiles are compared here, one product (or attention) changed at a time; where the CUDA kernels are built (make
+build-ext), also a step without any of them, and each of their tiles. Needs a GPU and a directory with a config.json;
 the weights are random. Times are of 20 replays in a row, the median of five such runs and their extremes. Writes
 results/decode_step.json.
 """
@@ -14,6 +15,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,7 +25,7 @@ from benchmarks.common import RESULTS, spread, write_result
 from mini_infer.models.decoder import Decoder
 from mini_infer.models.loader import build_model
 from mini_infer.models.registry import load_config
-from mini_infer.ops import attention_split, skinny
+from mini_infer.ops import attention_split, cuda_skinny, skinny
 from mini_infer.ops.attention_split import Tile
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.sampling import SamplingNeeds, sample
@@ -80,12 +82,21 @@ def time_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tens
 def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractContextManager[object]]]:
     """What is compared: a name, and a context in which it is so."""
     yield "as chosen", nullcontext()
+    if 1 < batch_size <= cuda_skinny.MOST_ROWS and cuda_skinny.LIBRARY.exists():
+        yield "without CUDA", mock.patch.object(cuda_skinny, "tile_for", lambda *product: None)
+        in_cuda = cuda_skinny.tile_for
+        for features, k, gated in products(model):
+            now = in_cuda(batch_size, features, k, gated, torch.bfloat16)
+            for other in [None, *(tile for tile in cuda_skinny.TILES if tile.can_gate or not gated)]:
+                if other != now:
+                    yield f"{features} x {k}: {other}", mock.patch.object(
+                        cuda_skinny, "tile_for", instead(in_cuda, (features, k, gated, torch.bfloat16), other))
     if batch_size <= 8:
         chosen = skinny.choose_tile
         for features, k, gated in products(model):
             for shape in ONE_ROW if batch_size == 1 else FEW_ROWS:
                 tile = SkinnyTile(*shape)
-                if tile != chosen(batch_size, features, k, gated):
+                if in_triton(batch_size, features, k, gated) and tile != chosen(batch_size, features, k, gated):
                     yield f"{features} x {k}: {shape}", mock.patch.object(
                         skinny, "choose_tile", instead(chosen, (features, k, gated), tile))
     for shape in ATTENTION:
@@ -103,8 +114,14 @@ def products(model: Decoder) -> list[tuple[int, int, bool]]:
     return [*((*weight.shape, False) for weight in plain), (gate_up.shape[0] // 2, gate_up.shape[1], True)]
 
 
-def instead(chosen: Callable[..., SkinnyTile], product: tuple[int, int, bool], tile: SkinnyTile,
-            ) -> Callable[..., SkinnyTile]:
+def in_triton(batch_size: int, features: int, k: int, gated: bool) -> bool:
+    """Whether the CUDA kernel leaves the product to Triton's."""
+    return not cuda_skinny.LIBRARY.exists() or \
+        cuda_skinny.tile_for(batch_size, features, k, gated, torch.bfloat16) is None
+
+
+def instead(chosen: Callable[..., Any], product: tuple[Any, ...], tile: Any) -> Callable[..., Any]:
+    """The function that chooses tiles, with another for one product."""
     return lambda rows, *of: tile if of == product else chosen(rows, *of)
 
 
@@ -114,6 +131,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--batches", default="1,8,64,256")
     parser.add_argument("--context", type=int, default=272)
+    parser.add_argument("--only", default="", help="beside what is chosen, variants whose names contain this")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     adapter, config = load_config(args.model)
@@ -127,7 +145,9 @@ def main() -> None:
         shape = (batch.block_table.numel(), config.num_kv_heads, BLOCK_SIZE, config.head_dim)
         caches = [tuple(torch.randn(shape, dtype=torch.bfloat16, device="cuda") for _ in "kv")
                   for _ in range(config.num_layers)]
-        for name, context in tqdm(list(variants(model, batch_size)), desc=f"batch {batch_size}"):
+        asked = [(name, context) for name, context in variants(model, batch_size)
+                 if name == "as chosen" or args.only in name]
+        for name, context in tqdm(asked, desc=f"batch {batch_size}"):
             with context:
                 try:
                     microseconds = spread(time_step(model, batch, caches), 1)

@@ -1,9 +1,10 @@
-"""The matrix products of a decode step with few rows: our fused kernel against cuBLAS with its neighbours as kernels.
+"""The matrix products of a decode step with few rows: our fused kernels against cuBLAS with its neighbours as kernels.
 
     python -m benchmarks.skinny [--rows 1,2,4,8,16,32]
 
 Needs a GPU. Each timing is the median of graph replays over enough copies of the weight to leave the L2 cache cold.
-`share` is the floor (the weight's bytes at the measured copy bandwidth) over the time. Writes results/skinny.json.
+`floor` is the time of the weight's bytes at the measured copy bandwidth; `cuda` is the CUDA kernel with its fastest
+tile, where it is built (make build-ext), and `!` marks where ops/cuda_skinny.py chooses it. Writes results/skinny.json.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from tqdm import tqdm
 
 from benchmarks.common import write_result
 from mini_infer.bench.gpu_time import graph_time
+from mini_infer.ops import cuda_skinny
 from mini_infer.ops.activation import silu_and_mul
+from mini_infer.ops.cuda_skinny import cuda_skinny_matmul
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
 from mini_infer.ops.skinny import SkinnyTile, choose_tile, skinny_matmul
@@ -59,11 +62,19 @@ def main() -> None:
                            for tile in dict.fromkeys([chosen, *candidates(m)])}
                 best = min(timings, key=timings.__getitem__)
                 entry |= dict(ours_us=timings[chosen], best_us=timings[best], best=str(best))
+            if m <= cuda_skinny.MOST_ROWS and cuda_skinny.LIBRARY.exists():
+                timings = {tile: 1e6 * graph_time(partial(cuda_product, x, weights, epilogue, tile), copies)
+                           for tile in cuda_skinny.TILES if tile.can_gate or not gated}
+                best = min(timings, key=timings.__getitem__)
+                entry |= dict(cuda_us=timings[best], cuda_best=str(best),
+                              cuda_chosen=str(cuda_skinny.tile_for(m, n, k, gated, dtype)))
             results.append(entry)
-    print(f"{'model':<14}{'product':<9}{'m':>4}{'floor':>8}{'library':>9}{'ours':>8}{'best':>8}  best tile")
+    print(f"{'model':<14}{'product':<9}{'m':>4}{'floor':>8}{'library':>9}{'ours':>8}{'best':>8}{'cuda':>8}  best tiles")
     for e in results:
         print(f"{e['model']:<14}{e['product']:<9}{e['m']:>4}{e['floor_us']:>8.1f}{e['library_us']:>9.1f}"
-              + (f"{e['ours_us']:>8.1f}{e['best_us']:>8.1f}  {e['best'][10:]}" if "ours_us" in e else ""))
+              + (f"{e['ours_us']:>8.1f}{e['best_us']:>8.1f}" if "ours_us" in e else "")
+              + (f"{e['cuda_us']:>8.1f}{' ' if e['cuda_chosen'] == 'None' else '!'}" if "cuda_us" in e else "")
+              + f"  {e.get('best', '')} {e.get('cuda_best', '')}")
     write_result("skinny", {"products": results})
 
 
@@ -79,6 +90,11 @@ def library_product(x: torch.Tensor, weights: list[torch.Tensor], epilogue: Epil
 def our_product(x: torch.Tensor, weights: list[torch.Tensor], epilogue: Epilogue, tile: SkinnyTile,
                 i: int) -> torch.Tensor:
     return skinny_matmul(x, weights[i], epilogue, tile=tile)
+
+
+def cuda_product(x: torch.Tensor, weights: list[torch.Tensor], epilogue: Epilogue, tile: cuda_skinny.CudaTile,
+                 i: int) -> torch.Tensor:
+    return cuda_skinny_matmul(x, weights[i], epilogue, tile=tile)
 
 
 def candidates(rows: int) -> list[SkinnyTile]:

@@ -6,6 +6,7 @@ for the kernels to be defined (never to be run), so that the files read the same
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -56,4 +57,10 @@ def use_triton(tensor: torch.Tensor) -> bool:
     return True
 
 
-__all__ = ["HAS_TRITON", "TensorDescriptor", "cdiv", "next_power_of_2", "tl", "triton", "use_triton"]
+@cache
+def is_hopper(device_index: int) -> bool:
+    """Whether this GPU is NVIDIA's Hopper or a later one."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device_index) >= (9, 0)
+
+
+__all__ = ["HAS_TRITON", "TensorDescriptor", "cdiv", "is_hopper", "next_power_of_2", "tl", "triton", "use_triton"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops import native
+from mini_infer.ops import cuda_skinny, native
 from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
@@ -57,7 +58,7 @@ def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: 
 def norm_swiglu(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
     """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I]; one kernel for few rows on a GPU."""
-    if multiply := _skinny(x, weight):
+    if multiply := _skinny(x, weight, gated=True):
         return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
     return silu_and_mul(linear(rms_norm(x, norm_weight, eps), weight, bias))
 
@@ -91,9 +92,11 @@ def padded_rows(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _skinny(x: torch.Tensor, weight: torch.Tensor) -> Callable[..., torch.Tensor] | None:
+def _skinny(x: torch.Tensor, weight: torch.Tensor, gated: bool = False) -> Callable[..., torch.Tensor] | None:
     """The kernel for few rows that takes this product, if one does."""
     if use_triton(x):
+        if tile := cuda_skinny.choose_tile(x, weight, gated):
+            return partial(cuda_skinny.cuda_skinny_matmul, tile=tile)
         return skinny_matmul if x.shape[0] <= max_skinny_rows(weight) else None
     return native.one_row_matmul if x.shape[0] == 1 and native.multiplies_one_row(weight) else None
 

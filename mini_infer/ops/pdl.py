@@ -12,28 +12,22 @@ Kernels that are not ours (cuBLAS, torch) neither start early nor let others; ne
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
-from mini_infer.ops.dispatch import tl, triton
+from mini_infer.ops.dispatch import is_hopper, tl, triton
 
-# Above, the matmuls are cuBLAS's, and a kernel between two of them that is launched so costs 0.6 us more, not less.
+# Above, most matmuls are cuBLAS's, and a kernel between two of them that is launched so costs 0.6 us more, not less.
 MOST_ROWS = 8
 
 
 def pdl_options(tensor: torch.Tensor, num_rows: int) -> dict[str, Any]:
     """Launch options for a kernel with a constexpr `PDL` that works on `tensor`, in a step of `num_rows` tokens: on
     where the GPU can do it and it pays, else off."""
-    if num_rows <= MOST_ROWS and tensor.is_cuda and _supported(tensor.device.index):
+    if num_rows <= MOST_ROWS and tensor.is_cuda and is_hopper(tensor.device.index):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
-
-
-@cache
-def _supported(device_index: int) -> bool:
-    return torch.version.hip is None and torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mini_infer.ops import pdl
+from mini_infer.ops import cuda_skinny, pdl
 from mini_infer.ops.linear import linear_add, norm_linear, norm_swiglu
 from mini_infer.ops.norm import rms_norm
 
@@ -18,10 +18,17 @@ def test_off_without_a_gpu():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 3, 8, 16, 64])
-def test_same_bits_with_and_without(monkeypatch, rows):
+@pytest.mark.parametrize("products", ["as chosen", "triton", "cuda"])
+def test_same_bits_with_and_without(monkeypatch, rows, products):
     """Every kernel of the chain overwrites what the one before it reads, and reads what that one has written."""
     if not pdl.pdl_options(torch.zeros(1, device="cuda"), 1)["PDL"]:
         pytest.skip("this GPU has no programmatic dependent launch")
+    if products == "triton":
+        monkeypatch.setattr(cuda_skinny, "tile_for", lambda *product: None)
+    elif products == "cuda":
+        if not cuda_skinny.LIBRARY.exists():
+            pytest.skip("the CUDA kernels are not built: make build-ext")
+        monkeypatch.setattr(cuda_skinny, "tile_for", lambda *product: cuda_skinny.CudaTile(2, 8, 2))
     torch.manual_seed(rows)
 
     def weight(out_features: int, in_features: int) -> torch.Tensor:
@@ -47,7 +54,7 @@ def test_same_bits_with_and_without(monkeypatch, rows):
         return graph, out
 
     early_graph, early = captured()
-    monkeypatch.setattr(pdl, "_supported", lambda device_index: False)
+    monkeypatch.setattr(pdl, "is_hopper", lambda device_index: False)
     plain_graph, plain = captured()
     for _ in range(30):
         start.normal_()

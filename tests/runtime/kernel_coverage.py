@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from mini_infer.config import ModelConfig, RopeConfig, SchedulerConfig
 from mini_infer.core.plan import StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.models.decoder import Decoder
+from mini_infer.ops import cuda_skinny
 from mini_infer.protocol import AddRequest, SamplingParams
 from mini_infer.runtime import runner as runner_module
 from mini_infer.runtime.grammar import SlotGrammars
@@ -54,6 +56,7 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
         get_current_stream=lambda device: 0))
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
+    cuda_skinny.LIBRARY = Path("not built")  # it is compiled beforehand, and there is no GPU to launch it on
     prepare = runner_module.prepare_inputs
     # What a skipped kernel leaves is no token that the embedding knows.
     runner_module.prepare_inputs = lambda *args: tuple(each.zero_() for each in prepare(*args))  # type: ignore

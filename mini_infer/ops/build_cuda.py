@@ -1,0 +1,62 @@
+"""`make build-ext`: compiles the CUDA kernels that are optional (ops/cuda) for the GPU that is here, in some seconds.
+
+Needs a torch with CUDA, the CUDA toolkit (CUDA_HOME, or where nvcc is), ninja and a C++ compiler. TORCH_CUDA_ARCH_LIST
+names other GPUs than the one that is here ("9.0;10.0"). To do without the kernels again, delete ops/cuda/build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from mini_infer.ops.cuda_skinny import LIBRARY, SOURCE
+
+
+def toolkit() -> Path | None:
+    """The folder of the CUDA toolkit: what CUDA_HOME says; if it says nothing, where nvcc is, or the usual place."""
+    nvcc = shutil.which("nvcc")
+    named = os.environ.get("CUDA_HOME")
+    homes = [Path(named)] if named else [*([Path(nvcc).resolve().parents[1]] if nvcc else []), Path("/usr/local/cuda")]
+    return next((home for home in homes if (home / "bin/nvcc").exists() and (home / "include/cuda_runtime.h").exists()),
+                None)
+
+
+def main() -> None:
+    """Build, or exit with one line that says what is missing."""
+    if torch.version.cuda is None:
+        sys.exit(f"build-ext: torch {torch.__version__} has no CUDA")
+    home = toolkit()
+    if home is None:
+        sys.exit("build-ext: no CUDA toolkit: nvcc is not on the path, and CUDA_HOME names none")
+    if shutil.which("ninja") is None:
+        sys.exit("build-ext: ninja is not on the path: pip install ninja")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if not architectures:
+        if not torch.cuda.is_available():
+            sys.exit("build-ext: no GPU here; TORCH_CUDA_ARCH_LIST=9.0 builds for one elsewhere")
+        capability = torch.cuda.get_device_capability()
+        if capability < (9, 0):
+            sys.exit(f"build-ext: {torch.cuda.get_device_name()} cannot run these kernels: they need Hopper or later")
+        architectures = "{}.{}".format(*capability)
+    os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
+    from torch.utils import cpp_extension
+
+    print(f"build-ext: {SOURCE} for {architectures}, with {home}/bin/nvcc", flush=True)
+    begin = time.monotonic()
+    shutil.rmtree(LIBRARY.parent, ignore_errors=True)  # the lock of a build that was killed would hold this one
+    LIBRARY.parent.mkdir()
+    try:
+        cpp_extension.load(LIBRARY.stem, [str(SOURCE)], extra_cuda_cflags=["-O3"], build_directory=str(LIBRARY.parent),
+                           verbose=True, is_python_module=False)
+    except (RuntimeError, OSError) as error:
+        sys.exit(f"build-ext: {error}")
+    print(f"build-ext: {LIBRARY} in {time.monotonic() - begin:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

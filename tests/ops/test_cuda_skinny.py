@@ -1,0 +1,131 @@
+"""Where the CUDA kernel is used, how it is found, and that it compiles. What it computes: test_skinny.py, on a GPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mini_infer.ops import build_cuda, cuda_skinny, linear
+from mini_infer.ops.cuda_skinny import TILES, CudaTile, tile_for
+from mini_infer.ops.epilogue import Epilogue
+
+BF16 = torch.bfloat16
+# [N, K]: a model of 0.6 billion parameters, and what one of 7 billion has it for.
+SMALL = {"qkv": (4096, 1024), "o": (1024, 2048), "down": (1024, 3072), "lm_head": (151936, 1024)}
+LARGE = {"qkv": (4608, 3584), "o": (3584, 3584), "down": (3584, 18944), "lm_head": (152064, 3584)}
+
+
+def taken(products: dict[str, tuple[int, int]], rows: int) -> set[str]:
+    return {name for name, product in products.items() if tile_for(rows, *product, False, BF16)}
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_up_to_eight_rows(rows):
+    assert taken(SMALL, rows) == {"qkv", "down", "lm_head"}
+    assert taken(LARGE, rows) == {"o"}
+    assert tile_for(rows, 3072, 1024, True, BF16) is None
+
+
+@pytest.mark.parametrize("rows", [9, 16])
+def test_up_to_sixteen_rows(rows):
+    """A small model's step is then this kernel's alone."""
+    assert taken(SMALL, rows) == set(SMALL)
+    assert taken(LARGE, rows) == {"o"}
+    assert tile_for(rows, 3072, 1024, True, BF16) == CudaTile(2, 8, 2)
+    assert tile_for(rows, 18944, 3584, True, BF16) is None
+
+
+@pytest.mark.parametrize("rows", [1, 17, 64])
+def test_other_numbers_of_rows_are_left_to_others(rows):
+    assert not taken(SMALL, rows) and not taken(LARGE, rows)
+    assert tile_for(rows, 3072, 1024, True, BF16) is None
+
+
+def test_what_the_kernel_cannot_do_is_not_chosen():
+    for features in (1, 16, 1000, 1152, 4096, 9000, 200_000):
+        for k in (32, 896, 1000, 1024, 2048, 2880, 4096, 5120):
+            for rows in range(1, 18):
+                assert tile_for(rows, features, k, False, torch.float16) is None
+                assert tile_for(rows, features, k, False, torch.float32) is None
+                plain, gated = (tile_for(rows, features, k, gated, BF16) for gated in (False, True))
+                assert {plain, gated} <= {None, *TILES}
+                assert gated is None or gated.can_gate
+                assert k % 32 == 0 or plain is gated is None
+
+
+def test_nothing_is_used_that_is_not_built(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_skinny, "is_hopper", lambda device_index: True)
+    monkeypatch.setattr(cuda_skinny, "LIBRARY", tmp_path / "none.so")
+    x, weight = torch.zeros(8, 1024, dtype=BF16), torch.zeros(4096, 1024, dtype=BF16)
+    assert cuda_skinny.choose_tile(x, weight, False) is None
+    with pytest.raises(RuntimeError, match="make build-ext"):
+        cuda_skinny.cuda_skinny_matmul(x, weight, Epilogue())
+
+
+def test_a_library_of_something_else_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_skinny, "is_hopper", lambda device_index: True)
+    monkeypatch.setattr(cuda_skinny, "LIBRARY", tmp_path / "broken.so")
+    cuda_skinny.LIBRARY.write_bytes(b"not a library")
+    with pytest.raises(RuntimeError, match="make build-ext"):
+        cuda_skinny.choose_tile(torch.zeros(8, 1024, dtype=BF16), torch.zeros(4096, 1024, dtype=BF16), False)
+
+
+def test_dispatch_takes_it_where_it_is_built_and_wins(monkeypatch):
+    called = []
+
+    def multiply(x, weight, epilogue, out=None, tile=None):
+        called.append((len(x), epilogue.gated, tile))
+        return x
+
+    monkeypatch.setattr(linear, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(cuda_skinny, "is_hopper", lambda device_index: True)
+    monkeypatch.setattr(cuda_skinny, "_load", lambda library: multiply)
+    monkeypatch.setattr(cuda_skinny, "cuda_skinny_matmul", multiply)
+    monkeypatch.setattr(linear, "skinny_matmul", multiply)
+    weight, gate_up = torch.zeros(1024, 3072, dtype=BF16), torch.zeros(6144, 1024, dtype=BF16)
+    for rows in (1, 8, 16):
+        linear.linear(torch.zeros(rows, 3072, dtype=BF16), weight)
+    for rows in (8, 16):
+        linear.norm_swiglu(torch.zeros(rows, 1024, dtype=BF16), torch.ones(1024, dtype=BF16), 1e-6, gate_up, None)
+    assert called == [(1, False, None), (8, False, CudaTile(2, 16, 2)), (16, False, CudaTile(2, 16, 2)),
+                      (8, True, None), (16, True, CudaTile(2, 8, 2))]
+
+
+@pytest.mark.parametrize("missing, said", [("cuda", "has no CUDA"), ("nvcc", "CUDA_HOME"), ("ninja", "ninja"),
+                                           ("gpu", "no GPU")])
+def test_the_build_says_what_is_missing(monkeypatch, tmp_path, missing, said):
+    home = tmp_path / "cuda"
+    for name in ("bin/nvcc", "include/cuda_runtime.h"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).touch()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path if missing == "nvcc" else home))
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", None if missing == "cuda" else "13.0")
+    monkeypatch.setattr(shutil, "which", lambda name: None if missing == name else name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match=f"^build-ext: .*{said}"):
+        build_cuda.main()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_it_compiles_for_hopper(tmp_path):
+    """With what torch's extension tools forbid; no GPU is needed. Nothing is spilled."""
+    flags = ["-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_BFLOAT16_CONVERSIONS__", "-std=c++20", "-Xptxas", "-v"]
+    done = subprocess.run(["nvcc", "-O3", "-arch=sm_90", *flags, "-cubin", "-o", tmp_path / "skinny.cubin",
+                           cuda_skinny.SOURCE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spills = [line for line in done.stderr.splitlines() if "spill" in line]
+    assert spills and all(", 0 bytes spill stores" in line for line in spills)
+
+
+def test_the_build_is_a_program_of_its_own():
+    """From a plain checkout, where it may well find something missing, but not fail otherwise."""
+    if torch.version.cuda is not None:
+        pytest.skip("make build-ext would build here")
+    done = subprocess.run([sys.executable, "-m", "mini_infer.ops.build_cuda"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("build-ext: torch") and done.stderr.count("\n") == 1
