@@ -34,7 +34,7 @@ def test_up_to_eight_rows(rows):
 def test_up_to_sixteen_rows(rows):
     """A small model's step is then this kernel's alone."""
     assert taken(SMALL, rows) == set(SMALL)
-    assert taken(LARGE, rows) == {"o"}
+    assert not taken(LARGE, rows)
     assert tile_for(rows, 3072, 1024, True, BF16) == CudaTile(2, 8, 2)
     assert tile_for(rows, 18944, 3584, True, BF16) is None
 
