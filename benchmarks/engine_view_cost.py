@@ -1,12 +1,24 @@
-"""What watching the engine costs, said in two ways.
+"""What watching the engine costs: in processor time for each token, and in throughput.
 
-Accounted: the time that looks take the engine, by its own clock, and the time to pack, unpack and write them, over the
-time that passed. This is the figure. Paired, as a check that nothing is left out: one long load, watched for a
-while and then not, many times; the processor time of both processes for each token, as the median over
-pairs of neighbouring slices with its standard error. A machine that does other things too leaves that error above one
-per cent. Once with the bundled model, once with the simulated executor at zero cost, where what is left is the
-scheduler, the process boundary and the front. Run it with `python -m benchmarks.engine_view_cost` (`--help` for the
-knobs).
+A look costs so little that a machine which does other things too hides it: side by side, a load that is watched and
+one that is not differ by less than the noise of such a comparison. So the load is watched with a dose: by a feed that
+looks many times as often as the page's does. One long load runs in slices, in turn unwatched, watched as the page
+does, and watched with the dose; the cost of the dose is the median over the rounds of what a slice with the dose costs
+more than the unwatched one of its round. How many times as much the dose is, is counted in the same slices, once by
+looks per second and once by the seconds per second that looks took the engine by its own clock (a look after a long
+pause has more steps to tell of); the smaller number counts. The cost of the dose over this number, and its standard
+error over the same, is the cost of a watcher: everything that a look entails is in it, on either side of the process
+boundary, the caches that it empties included.
+
+What does not grow with the looks must not be divided away. That steps are kept for the next look is in the looks' time
+by the engine's clock. To tell of the sequences that ended is timed apart and added in full.
+
+Beside this stands what can be accounted for: the time that looks take the engine by its own clock, and the time to
+pack, unpack and write them and the sequences that ended, over the time that passed. What is timed apart is timed with
+empty caches, as if nothing else that ran in between used the same code: a high estimate.
+
+Once with the bundled model, once with the simulated executor at zero cost, where what is left is the scheduler, the
+process boundary and the front. Run it with `python -m benchmarks.engine_view_cost` (`--help` for the knobs).
 """
 
 from __future__ import annotations
@@ -16,7 +28,6 @@ import asyncio
 import os
 import statistics
 import time
-import timeit
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -27,15 +38,20 @@ from tqdm import tqdm
 from benchmarks.common import RESULTS, Figure, spread, write_result
 from mini_infer.config import BUNDLED_MODEL_DIR, EngineConfig
 from mini_infer.engine.async_llm import AsyncLLM
+from mini_infer.engine.history import History
 from mini_infer.engine.ipc import FrameDecoder, encode
 from mini_infer.engine.sim import SimConfig
 from mini_infer.protocol import EngineView, SamplingParams
 from mini_infer.server.feed import Feed, frame
 from mini_infer.server.metrics import ServerMetrics
+from mini_infer.server.sse import named_event
 
 LIMIT_PERCENT = 1.0
+DOSE_INTERVAL = 0.001  # seconds between two looks of the dose, at least; there is one in a step at most
+DOSE_PAUSE_PER_COST = 5
 SLICE_SECONDS = 1.5
 SETTLE_SECONDS = 0.5  # before a slice, so that what it takes to begin or to end watching is not in it
+CACHE_BYTES = 64 * 2**20  # reading so many leaves nothing else in the caches, or little
 
 
 def processor_seconds(pid: int) -> float:
@@ -45,7 +61,7 @@ def processor_seconds(pid: int) -> float:
 
 
 class Watcher:
-    """Reads the feed as the page does, and keeps count of what it cost the engine by the engine's own clock."""
+    """Reads a feed as the page does, and keeps count of what comes and of what it cost the engine by its own clock."""
 
     def __init__(self, feed: Feed):
         self._feed = feed
@@ -54,7 +70,7 @@ class Watcher:
 
     def reset(self) -> None:
         """Count from here."""
-        self.looks, self.num_bytes, self.cost = 0, 0, 0.0
+        self.looks, self.num_bytes, self.cost, self.ended = 0, 0, 0.0, 0
 
     async def __aenter__(self) -> Watcher:
         self._task = asyncio.create_task(self._read())
@@ -73,6 +89,7 @@ class Watcher:
                 if data.startswith(b"event: view"):
                     self.looks += 1
                     self.cost += float(data.partition(b'"cost":')[2].partition(b",")[0])
+                    self.ended += data.count(b'"change":')
         finally:
             await events.aclose()  # type: ignore[attr-defined]
 
@@ -103,13 +120,14 @@ class Load:
                 self.tokens += len(delta.token_ids)
 
 
-async def measure(sim: SimConfig | None, num_requests: int, output_len: int, pairs: int, desc: str) -> dict[str, Any]:
-    """One long load, of which one slice is watched and the next is not, `pairs` times."""
-    slices: dict[str, list[dict[str, float]]] = {"unwatched": [], "watched": []}
+async def measure(sim: SimConfig | None, num_requests: int, output_len: int, rounds: int, desc: str) -> dict[str, Any]:
+    """One long load in `rounds` rounds of three slices: unwatched, watched as the page does, watched with the dose."""
     async with AsyncLLM(EngineConfig(max_num_seqs=num_requests), sim) as llm:
         metrics = ServerMetrics()
         llm.observe(metrics)
-        feed = Feed(llm, metrics)
+        dosed = Feed(llm, metrics, DOSE_INTERVAL, DOSE_PAUSE_PER_COST)
+        feeds: dict[str, Feed | None] = {"unwatched": None, "watched": Feed(llm, metrics), "dosed": dosed}
+        slices: dict[str, list[dict[str, float]]] = {side: [] for side in feeds}
         assert llm.engine_pid is not None
         pids = (os.getpid(), llm.engine_pid)
         load = Load(llm, num_requests, output_len)
@@ -122,73 +140,133 @@ async def measure(sim: SimConfig | None, num_requests: int, output_len: int, pai
             tokens, before, begin = load.tokens, [processor_seconds(pid) for pid in pids], time.perf_counter()
             await asyncio.sleep(SLICE_SECONDS)
             seconds = time.perf_counter() - begin
-            front, engine = (processor_seconds(pid) - start for pid, start in zip(pids, before))
+            spent = sum(processor_seconds(pid) - start for pid, start in zip(pids, before))
             tokens = load.tokens - tokens
-            return {"tokens_per_s": tokens / seconds, "us_per_token": 1e6 * (front + engine) / tokens,
-                    "seconds": seconds}
+            found = {"seconds": seconds, "tokens_per_s": tokens / seconds, "us_per_token": 1e6 * spent / tokens}
+            if watcher is not None:
+                found |= {"looks": watcher.looks, "bytes": watcher.num_bytes, "cost": watcher.cost,
+                          "ended": watcher.ended}
+            return found
 
-        for pair in tqdm(range(pairs), desc=desc, dynamic_ncols=True):
-            for side in ("unwatched", "watched") if pair % 2 else ("watched", "unwatched"):
-                if side == "unwatched":
+        order = list(feeds)
+        for _ in tqdm(range(rounds), desc=desc, dynamic_ncols=True):
+            for side in order:
+                feed = feeds[side]
+                if feed is None:
                     slices[side].append(await timed())
                     continue
                 async with Watcher(feed) as watcher:
-                    seen = await timed(watcher)
-                slices[side].append({**seen, "looks": watcher.looks, "bytes": watcher.num_bytes, "cost": watcher.cost})
-        handling = handling_seconds(await llm.look())
+                    slices[side].append(await timed(watcher))
+            order = order[1:] + order[:1]  # each has each place in turn
+        await llm.look()  # from here on steps are kept for the next
+        await asyncio.sleep(0.3)
+        view = await llm.look()
         await load.stop()
-    return {"requests": num_requests, "output_len": output_len, "pairs": pairs, **summary(slices, handling)}
+    looks, changes = (sum(each[name] for each in slices["watched"]) for name in ("looks", "ended"))
+    return {"requests": num_requests, "output_len": output_len, "rounds": rounds,
+            **summary(slices, handling_seconds(view), ended_seconds(llm.history, round(changes / looks)))}
+
+
+def cold_seconds(work: Callable[[], object]) -> float:
+    """What `work` takes when nothing of it is in the processor's caches."""
+    other = bytearray(CACHE_BYTES)
+
+    def once() -> float:
+        other.count(1)
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    return statistics.median(once() for _ in range(50))
 
 
 def handling_seconds(view: EngineView) -> float:
     """What a look costs besides being made: to pack and unpack it, and to write it as an event."""
-    def least(work: Callable[[], object]) -> float:
-        return min(timeit.repeat(work, number=1, repeat=50))
-
     data = encode(view)
-    return least(lambda: encode(view)) + least(lambda: FrameDecoder().feed(data)) + least(lambda: frame(view, 0.1, 0.1))
+    return (cold_seconds(lambda: encode(view)) + cold_seconds(lambda: FrameDecoder().feed(data))
+            + cold_seconds(lambda: frame(view, 0.1, 0.1)))
 
 
-def summary(slices: dict[str, list[dict[str, float]]], handling: float) -> dict[str, Any]:
-    """Medians over pairs of neighbouring slices, with the standard error of the cost."""
-    def ratios(name: str) -> list[float]:
-        return [watched[name] / unwatched[name] for watched, unwatched in zip(slices["watched"], slices["unwatched"])]
+def ended_seconds(history: History, changes: int) -> float:
+    """What it costs to find and to write the sequences that ended from one look to the next."""
+    return cold_seconds(lambda: named_event("ended", history.since(history.last_change - changes)))
 
-    costs = [100 * (ratio - 1) for ratio in ratios("us_per_token")]
-    total = {name: sum(each[name] for each in slices["watched"]) for name in ("looks", "bytes", "cost", "seconds")}
+
+def summary(slices: dict[str, list[dict[str, float]]], handling: float, ended: float) -> dict[str, Any]:
+    """`handling`: the seconds that a look takes besides being made; `ended`: those for the sequences that ended."""
+    def rates(side: str) -> dict[str, float]:
+        """Per second, over all slices of a side."""
+        seconds = sum(each["seconds"] for each in slices[side])
+        return {name: sum(each[name] for each in slices[side]) / seconds for name in slices[side][0]}
+
+    watched, dosed = rates("watched"), rates("dosed")
+    dose = min(dosed["looks"] / watched["looks"], dosed["cost"] / watched["cost"])
+    apart = 100 * watched["looks"] * ended
+
+    def paired(ratios: list[float], dose: float, apart: float) -> dict[str, float]:
+        """Per cent, from what is 1 where watching costs nothing."""
+        percent, error = statistics.median(ratios) - 1, 1.25 * statistics.stdev(ratios) / len(ratios) ** 0.5
+        return {"percent": round(100 * percent / dose + apart, 3), "standard_error": round(100 * error / dose, 3)}
+
+    def costs(side: str, dose: float, apart: float) -> dict[str, Any]:
+        pairs = list(zip(slices[side], slices["unwatched"]))
+        times = [one["us_per_token"] / other["us_per_token"] for one, other in pairs]
+        rates = [other["tokens_per_s"] / one["tokens_per_s"] for one, other in pairs]
+        return {"throughput": paired(rates, dose, apart), "processor time": paired(times, dose, apart)}
+
     return {
         **{side: {name: spread([each[name] for each in found], 2) for name in ("tokens_per_s", "us_per_token")}
            for side, found in slices.items()},
-        "accounted_percent": round(100 * (total["cost"] + total["looks"] * handling) / total["seconds"], 3),
-        "paired_percent": round(statistics.median(costs), 2),
-        "paired_standard_error_percent": round(1.25 * statistics.stdev(costs) / len(costs) ** 0.5, 2),
-        "throughput_ratio": round(statistics.median(ratios("tokens_per_s")), 4),
-        "ms_per_look": round(1e3 * (total["cost"] / total["looks"] + handling), 3),
-        "looks_per_s": round(total["looks"] / total["seconds"], 2),
-        "kb_per_s": round(total["bytes"] / total["seconds"] / 1e3, 1),
+        "cost": costs("dosed", dose, apart),
+        "cost_of_dose": costs("dosed", 1, 0),
+        "cost_without_dose": costs("watched", 1, 0),
+        "apart_percent": round(apart, 3),
+        "accounted_percent": round(100 * (watched["cost"] + watched["looks"] * handling) + apart, 3),
+        "dose": round(dose, 2),
+        **{f"{side}_looks": {"per_s": round(rate["looks"], 2), "kb_per_s": round(rate["bytes"] / 1e3, 1),
+                             "made_in_ms": round(1e3 * rate["cost"] / rate["looks"], 3)}
+           for side, rate in (("watched", watched), ("dosed", dosed))},
+        "handled_in_ms": round(1e3 * handling, 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=30, help="slices of either kind")
+    parser.add_argument("--rounds", type=int, default=30, help="slices of each kind")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the result")
     args = parser.parse_args()
     sides = {
-        "bundled": asyncio.run(measure(None, 32, 512, args.pairs, "bundled model, 32 requests")),
-        "simulated": asyncio.run(measure(SimConfig(gpu="free"), 128, 1024, args.pairs, "simulated, 128 requests")),
+        "bundled": asyncio.run(measure(None, 32, 512, args.rounds, "bundled model, 32 requests")),
+        "simulated": asyncio.run(measure(SimConfig(gpu="free"), 128, 1024, args.rounds, "simulated, 128 requests")),
     }
-    figures = [Figure(f"{name}: cost of a watcher", side["accounted_percent"], " %", LIMIT_PERCENT, at_least=False)
-               for name, side in sides.items()]
+    figures = []
     for name, side in sides.items():
-        rates = [f"{side[each]['tokens_per_s']['median']:,.0f} tokens/s {each}" for each in ("unwatched", "watched")]
-        print(f"{name}: {', '.join(rates)} (median of paired ratios {side['throughput_ratio']}); "
-              f"{side['looks_per_s']} looks/s of {side['ms_per_look']} ms, {side['kb_per_s']} kB/s; paired cost "
-              f"{side['paired_percent']} ± {side['paired_standard_error_percent']} % of processor time a token")
+        costs = {**{f"cost of a watcher, {kind}": found["percent"] for kind, found in side["cost"].items()},
+                 "cost of a watcher, accounted": side["accounted_percent"]}
+        figures += [Figure(f"{name}: {what}", percent, " %", LIMIT_PERCENT, at_least=False)
+                    for what, percent in costs.items()]
+        print(name, *describe(side), sep="\n  ")
     print(*figures, sep="\n")
     path = write_result("engine_view_cost", {"model": str(BUNDLED_MODEL_DIR.name), **sides,
                                              "figures": [figure.record() for figure in figures]}, args.out)
     print(f"written to {path}")
+
+
+def describe(side: dict[str, Any]) -> list[str]:
+    """What a measurement found, in lines."""
+    rates = [f"{side[name]['tokens_per_s']['median']:,.0f} tokens/s {name}"
+             for name in ("unwatched", "watched", "dosed")]
+    looks = [f"{name}: {found['per_s']} looks/s, each made in {found['made_in_ms']} ms"
+             for name in ("watched", "dosed") for found in [side[name + "_looks"]]]
+    costs = [f"{words}: {' and '.join(_kinds(side[name]))}" for name, words in (
+        ("cost", "cost"), ("cost_of_dose", "cost of the dose"), ("cost_without_dose", "without the dose"))]
+    return [", ".join(rates), f"{'; '.join(looks)}; handled in {side['handled_in_ms']} ms",
+            f"dose: {side['dose']} times; apart: {side['apart_percent']} %; accounted: {side['accounted_percent']} %",
+            *costs]
+
+
+def _kinds(costs: dict[str, dict[str, float]]) -> list[str]:
+    return [f"{cost['percent']} ± {cost['standard_error']} % of {kind}" for kind, cost in costs.items()]
 
 
 if __name__ == "__main__":

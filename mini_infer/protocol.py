@@ -383,9 +383,9 @@ class EngineView:
     """
 
     time: float  # seconds of the engine's clock
-    cost: float  # seconds that making this view took
+    cost: float  # seconds that making this view took, and keeping its steps
     stats: EngineStats
-    steps: list[StepView]  # the newest of those since the last view
+    steps: list[StepView]  # the first of those since the last view
     requests: list[RequestView]  # the first of those that run and of those that wait
     owners: list[tuple[int, int]]  # all that run: request id and number of blocks
     blocks_per_cell: int

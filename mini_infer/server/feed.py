@@ -24,7 +24,7 @@ from mini_infer.server.metrics import Histogram, ServerMetrics
 from mini_infer.server.sse import EventStream, named_event
 
 INTERVAL = 0.1  # seconds between two looks, at least
-PAUSE_PER_COST = 300  # and this many times as long as the engine took for the last one
+PAUSE_PER_COST = 500  # and this many times as long as the engine took for the last one
 MAX_WATCHERS = 16
 EVENTS_PATH = "/v1/engine/events"
 
@@ -44,11 +44,18 @@ class Recent:
 
 
 class Feed:
-    """Looks at the engine for its watchers. To be used on the event loop only."""
+    """Looks at the engine for its watchers. To be used on the event loop only.
 
-    def __init__(self, llm: AsyncLLM, metrics: ServerMetrics):
+    `interval`: seconds between two looks, at least. `pause_per_cost`: how many times as long as making the last look
+    took the engine the pause before the next one is, at least.
+    """
+
+    def __init__(self, llm: AsyncLLM, metrics: ServerMetrics, interval: float = INTERVAL,
+                 pause_per_cost: float = PAUSE_PER_COST):
         self._llm = llm
         self._metrics = metrics
+        self._interval = interval
+        self._pause_per_cost = pause_per_cost
         self._num_watchers = 0
         self._looking: asyncio.Task[None] | None = None
         self._frame = b""  # the newest look, as an event
@@ -106,9 +113,9 @@ class Feed:
             try:
                 view = await self._llm.look()
                 self._frame = frame(view, first_token.mean(), inter_token.mean())
-                pause = max(INTERVAL, PAUSE_PER_COST * view.cost)
+                pause = max(self._interval, self._pause_per_cost * view.cost)
             except EngineDeadError as error:
-                self._error, pause = error, INTERVAL
+                self._error, pause = error, self._interval
             self._number += 1
             news, self._news = self._news, asyncio.Event()
             news.set()

@@ -181,7 +181,7 @@ class TestTrace:
         scheduler = Scheduler(config(max_model_len=64, num_blocks=64), clock.now)
         return EngineLoop(scheduler, Slow([7], clock=clock), depth), clock
 
-    @pytest.mark.parametrize("depth", [1, 2])
+    @pytest.mark.parametrize("depth", [1, 2, 3])
     def test_steps_are_seen_while_somebody_watches(self, depth: int) -> None:
         loop, _ = self.engine(depth)
         loop.add(AddRequest(1, [1] * 12, SamplingParams(max_tokens=40), arrival_time=0.0))
@@ -191,12 +191,17 @@ class TestTrace:
         for _ in range(3):
             loop.step()
         steps = loop.look().steps
-        assert len(steps) in (2, 3)  # what was under way before is not seen
+        assert len(steps) == 4 - depth  # what was under way before is not seen
         assert all(step.seconds == pytest.approx(1.0) and step.request_ids == [1] for step in steps)
         for _ in range(MAX_STEPS + 5):
             loop.step()
         steps = loop.look().steps
         assert len(steps) == MAX_STEPS and steps[-1].step_id - steps[0].step_id == MAX_STEPS - 1
+        for _ in range(5):
+            loop.step()
+        later = loop.look().steps
+        assert len(later) == 6 - depth  # nor is what was under way when there was no room
+        assert [step.seconds for step in [*steps, *later]] == pytest.approx([1.0] * (MAX_STEPS + len(later)))
         loop.look_away()
         loop.step()
         assert loop._trace is None and loop.look().steps == []

@@ -105,6 +105,15 @@ class TestFeed:
         assert last["delivery"]["reason"] == "length" and last["delivery"]["end"] >= last["timeline"]["spans"][-1][1]
         await events.aclose()  # type: ignore[attr-defined]
 
+    async def test_what_a_look_cost_decides_when_the_next_one_comes(self, llm: AsyncLLM) -> None:
+        often, rare = Feed(llm, ServerMetrics(), 0.001, 1), Feed(llm, ServerMetrics(), 0.001, 1000)
+        for feed, least in ((often, 1), (rare, 1000)):
+            events = feed.events()
+            looks = [value["view"] for _, value in (await read(events, 5))[1:]]
+            await events.aclose()  # type: ignore[attr-defined]
+            assert all(b["time"] - a["time"] >= max(0.001, least * a["cost"]) for a, b in pairwise(looks))
+            assert feed is rare or looks[-1]["time"] - looks[0]["time"] < 3 * INTERVAL
+
     async def test_a_watcher_who_comes_later_gets_what_ended_before(self, llm: AsyncLLM, feed: Feed) -> None:
         async for _ in llm.generate([5] * 3, SamplingParams(max_tokens=2)):
             pass

@@ -20,7 +20,7 @@ export class Batch {
     this.root = h("section", { class: "panel batch", "aria-labelledby": "batch-title" },
       h("h2", { id: "batch-title" }, "Batch, step by step"), this.now, this.canvas.element,
       h("p", { class: "caption" }, "Each column is a step, the newest on the right; each colour is a request. Prompt chunks go up by their "
-        + "tokens, decode rows down, one token each. When steps are many, the newest of each tenth of a second are shown."));
+        + "tokens, decode rows down, one token each. When steps are many, the first few after each look at the engine are shown."));
     const { element } = this.canvas;
     element.addEventListener("pointermove", (event) => this.hover(event));
     element.addEventListener("pointerleave", () => { byId("popover").hidden = true; });
