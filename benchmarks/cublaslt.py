@@ -3,8 +3,9 @@
     python -m benchmarks.cublaslt [--models qwen2.5-7b,…] [--write]
 
 Needs a GPU. Candidates for one number of rows are what the library would take for any number on the ladder. They are
-timed as graphs over enough copies of the weight to leave the L2 cache cold; the best few again in turn with torch's
-own choice. Those that win by MIN_GAIN go to mini_infer/ops/tuned with --write. Writes results/cublaslt.json.
+timed as graphs over enough copies of the weight to leave the L2 cache cold, one after another without a rest; the best
+few again in turn with torch's own choice. Those that win by MIN_GAIN
+go to mini_infer/ops/tuned with --write. Writes results/cublaslt.json.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import gc
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from mini_infer.runtime.graphs import MAX_MIXED, decode_shapes, mixed_shapes
 MIN_GAIN = 1.02  # less would not be worth an entry
 FINALISTS = 4
 ROUNDS = 5
+HOT_ROWS = 128  # from here on matmuls take all the power there is: candidates run for longer
 
 
 def products_of(config: ModelConfig, rows: int) -> Iterator[Product]:
@@ -82,43 +84,55 @@ def captured(run: Callable[[int], object], copies: int) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def replay_us(graph: torch.cuda.CUDAGraph, copies: int, replays: int) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(replays):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return 1e3 * start.elapsed_time(end) / replays / copies
+@dataclass
+class Timing:
+    """Replays of a graph that have been queued, to be read once the GPU has done them."""
+
+    start: torch.cuda.Event
+    end: torch.cuda.Event
+    products: int
+
+    @classmethod
+    def queue(cls, graph: torch.cuda.CUDAGraph, copies: int, replays: int) -> Timing:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        return cls(start, end, copies * replays)
+
+    def us(self) -> float:
+        self.end.synchronize()
+        return 1e3 * self.start.elapsed_time(self.end) / self.products
 
 
 def best_of(product: Product, operands: Operands, lt: CublasLt, algorithms: list[Algorithm]) -> dict[str, object]:
-    """Torch's time, and the fastest algorithm's, each the median of rounds in turn."""
-    first: list[tuple[float, str]] = []
+    """Torch's time, and the fastest algorithm's, each the median of rounds in turn. All is queued before anything is
+    waited for: a GPU that rests in between would run at a clock that it cannot hold in a step."""
+    floor = max(2 * product.features * product.k / 4e12, 2 * product.rows * product.features * product.k / 700e12)
+    replays = max(2, round((5e-3 if product.rows >= HOT_ROWS else 1e-3) / floor / operands.copies))
+    graphs = {}
     for algorithm in algorithms:
         if run := operands.runs(product, lt, algorithm):
-            graph = captured(run, operands.copies)
-            graph.replay()
-            first.append((replay_us(graph, operands.copies, 2), algorithm.hex()))
-    finalists: dict[str | None, torch.cuda.CUDAGraph] = {}
-    for name in (None, *(name for _, name in sorted(first)[:FINALISTS])):
-        run = operands.runs(product, lt, Algorithm.from_hex(name) if name else None)
-        assert run is not None
-        finalists[name] = captured(run, operands.copies)
-    times: dict[str | None, list[float]] = {name: [] for name in finalists}
-    for _ in range(ROUNDS):
-        for name, graph in finalists.items():
-            times[name].append(replay_us(graph, operands.copies, 4))
-    medians = {name: statistics.median(samples) for name, samples in times.items()}
-    torch_us = medians.pop(None)
+            graphs[algorithm.hex()] = captured(run, operands.copies)
+    timings = {name: Timing.queue(graph, operands.copies, replays) for name, graph in graphs.items()}
+    first = sorted(graphs, key=lambda name: timings[name].us())
+    run = operands.runs(product, lt, None)
+    assert run is not None
+    finalists = {"": captured(run, operands.copies), **{name: graphs[name] for name in first[:FINALISTS]}}
+    rounds = [{name: Timing.queue(graph, operands.copies, replays) for name, graph in finalists.items()}
+              for _ in range(ROUNDS)]
+    medians = {name: statistics.median(timings[name].us() for timings in rounds) for name in finalists}
+    torch_us = medians.pop("")
     winner = min(medians, key=medians.__getitem__)
     return {"rows": product.rows, "torch_us": round(torch_us, 2), "best_us": round(medians[winner], 2),
-            "algorithm": winner, "tried": len(first)}
+            "algorithm": winner, "tried": len(graphs)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="qwen3-0.6b,qwen2.5-7b,qwen3-8b,llama-3.1-8b")
+    parser.add_argument("--rows", default="", help="some numbers of rows instead of the whole ladder: 64,256")
     parser.add_argument("--write", action="store_true", help="keep what won in mini_infer/ops/tuned")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -128,6 +142,7 @@ def main() -> None:
     skinny = max_skinny_rows(torch.empty(0, dtype=torch.bfloat16))
     ladder = sorted({shape.num_tokens for shape in shapes if shape.num_tokens > skinny})
     configs = [load_config(SHAPES / name)[1] for name in args.models.split(",")]
+    wanted = {int(rows) for rows in args.rows.split(",")} if args.rows else set(ladder)
     kinds = dict.fromkeys(product for config in configs for product in products_of(config, ladder[0]))
     found = []
     gc.freeze()
@@ -138,7 +153,8 @@ def main() -> None:
             for workspace in (0, MOST_WORKSPACE):
                 pool.update((each.hex(), each) for each in lt.candidates(replace(kind, rows=rows), workspace))
         operands = Operands(kind, rows_of[-1])
-        best = [best_of(replace(kind, rows=rows), operands, lt, list(pool.values())) for rows in rows_of]
+        best = [best_of(replace(kind, rows=rows), operands, lt, list(pool.values())) for rows in rows_of
+                if rows in wanted]
         found.append({"features": kind.features, "k": kind.k, "bias": kind.bias, "adds": kind.adds, "best": best})
         gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)  # type: ignore
         tqdm.write(f"{kind.features} x {kind.k} of {len(pool)}: {gains}")
@@ -150,14 +166,20 @@ def main() -> None:
 
 
 def write_table(gpu: str, version: int, found: list[dict]) -> None:  # type: ignore[type-arg]
-    """One line a product."""
-    lines = []
+    """Put what won into the table, in place of what it says of the same products and rows; one line a product."""
+    path = table_path(gpu)
+    products: dict[tuple[int, int, str, bool, bool], dict[int, str]] = {}
+    if path.exists() and (old := json.loads(path.read_text()))["cublaslt_version"] == version:
+        products = {tuple(product): dict(best) for *product, best in old["products"]}  # type: ignore[misc]
     for each in found:
-        best = [(row["rows"], row["algorithm"]) for row in each["best"] if row["torch_us"] / row["best_us"] >= MIN_GAIN]
-        lines.append(json.dumps([each["features"], each["k"], "bfloat16", each["bias"], each["adds"], best]))
-    rows = ",\n".join(lines)
+        best = products.setdefault((each["features"], each["k"], "bfloat16", each["bias"], each["adds"]), {})
+        for row in each["best"]:
+            best.pop(row["rows"], None)
+            if row["torch_us"] / row["best_us"] >= MIN_GAIN:
+                best[row["rows"]] = row["algorithm"]
+    lines = ",\n".join(json.dumps([*product, sorted(best.items())]) for product, best in products.items())
     TABLES.mkdir(exist_ok=True)
-    table_path(gpu).write_text(f'{{"gpu": "{gpu}", "cublaslt_version": {version}, "products": [\n{rows}]}}\n')
+    path.write_text(f'{{"gpu": "{gpu}", "cublaslt_version": {version}, "products": [\n{lines}]}}\n')
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mini_infer.ops.skinny import SHORT_BYTES
 
 SOURCE = Path(__file__).parent / "cuda" / "skinny.cu"
 LIBRARY = SOURCE.parent / "build" / "mini_infer_skinny.so"
-MOST_ROWS = 16
+FEWEST_ROWS, MOST_ROWS = 9, 16  # where it is chosen; it can do fewer
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,20 @@ TILES = (CudaTile(2, 16, 2), CudaTile(2, 8, 2), CudaTile(1, 16, 4), CudaTile(1, 
 
 
 def tile_for(rows: int, features: int, k: int, gated: bool, dtype: torch.dtype) -> CudaTile | None:
-    """The fastest tile where the kernel takes at least 5 % less time than Triton's and cuBLAS, each with the kernels
-    around it that it needs (benchmarks/skinny.py, an H200); else None."""
-    if dtype != torch.bfloat16 or not 1 < rows <= MOST_ROWS or k % 32:
+    """The fastest tile where the kernel makes whole steps at least 5 % shorter (benchmarks/decode_step.py, an H200);
+    else None."""
+    if dtype != torch.bfloat16 or not FEWEST_ROWS <= rows <= MOST_ROWS or k % 32:
         return None
-    # A small weight is read in less time than a pipeline takes to fill, so there these registers full of it, asked for
-    # at once, win; a large one takes the time of reading in any kernel. Up to 8 rows Triton's are as good for gates and
-    # for few features with a short K.
-    many = rows > 8
+    # A small weight is read in less time than a pipeline takes to fill: there these registers full of it, asked for at
+    # once, win, as do the norm, gate and residual that cuBLAS would need kernels for. With fewer rows Triton's blocks,
+    # a quarter as large, leave room for the next kernel to start early; a large weight takes the time of reading it.
     if features >= 1 << 16 and k <= 1024 and not gated:  # a small model's output layer
-        return CudaTile(1, 4, 4) if many else CudaTile(2, 8, 2)
-    if features > 4096 or k > 4096:
+        return CudaTile(1, 4, 4)
+    if features * k > 1 << 22:
         return None
     if gated:
-        return CudaTile(2, 8, 2) if many and k <= 1024 else None
-    if features <= 2048 and k <= 2048:
-        return CudaTile(1, 16, 4) if many else None
-    return None if many and features * k > 1 << 23 else CudaTile(2, 16, 2)  # cuBLASLt's best, if it may be chosen
+        return CudaTile(2, 8, 2)
+    return CudaTile(1, 16, 4) if features <= 2048 and k <= 2048 else CudaTile(2, 16, 2)
 
 
 def choose_tile(x: torch.Tensor, weight: torch.Tensor, gated: bool) -> CudaTile | None:
