@@ -2,10 +2,11 @@
 
     python -m benchmarks.cublaslt [--models qwen2.5-7b,…] [--write]
 
-Needs a GPU. Candidates for one number of rows are what the library would take for any number on the ladder. They are
-timed as graphs over enough copies of the weight to leave the L2 cache cold, one after another without a rest; the best
-few again in turn with torch's own choice. Those that win by MIN_GAIN
-go to mini_infer/ops/tuned with --write. Writes results/cublaslt.json.
+Needs a GPU. Candidates for some rows are what the library would take for about as many. They are timed as graphs over
+enough copies of the weight to leave the L2 cache cold, with a small kernel between two products as a step has it: one
+after the other, cuBLAS's kernels start early and hide how long the last of their tiles take. Nothing rests in between,
+so that large ones run at a clock that the GPU can hold. The best few are timed again in turn with torch's own choice.
+Those that win by MIN_GAIN go to mini_infer/ops/tuned with --write. Writes results/cublaslt.json.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,14 +29,23 @@ from benchmarks.gpu import SHAPES
 from mini_infer.bench.gpu_time import copies_for, require_gpu
 from mini_infer.config import ModelConfig
 from mini_infer.models.registry import load_config
-from mini_infer.ops.cublaslt import MOST_WORKSPACE, TABLES, Algorithm, CublasLt, Product, library, table_path
+from mini_infer.ops.cublaslt import (
+    MOST_WORKSPACE,
+    TABLES,
+    Algorithm,
+    CublasLt,
+    Plan,
+    Product,
+    library,
+    table_path,
+)
 from mini_infer.ops.skinny import max_skinny_rows
 from mini_infer.runtime.graphs import MAX_MIXED, decode_shapes, mixed_shapes
 
 MIN_GAIN = 1.02  # less would not be worth an entry
 FINALISTS = 4
 ROUNDS = 5
-HOT_ROWS = 128  # from here on matmuls take all the power there is: candidates run for longer
+SECONDS = 1.5e-3  # that a candidate runs for, each time
 
 
 def products_of(config: ModelConfig, rows: int) -> Iterator[Product]:
@@ -60,28 +71,24 @@ class Operands:
         self._x = torch.randn(most_rows, product.k, dtype=product.dtype, device="cuda")
         self._out = torch.zeros(most_rows, product.features, dtype=product.dtype, device="cuda")
 
-    def runs(self, product: Product, lt: CublasLt, algorithm: Algorithm | None) -> Callable[[int], object] | None:
-        """The product with the i-th weight, by torch where no algorithm is given."""
-        x, out = self._x[: product.rows], self._out[: product.rows]
-        if algorithm is not None:
-            plan = lt.plan(product, algorithm)
-            return plan and (lambda i: plan(x, self.weights[i], self.bias, out))
-        if product.adds:
-            return lambda i: out.addmm_(x, self.weights[i].t())
-        return lambda i: F.linear(x, self.weights[i], self.bias)
-
-
-def captured(run: Callable[[int], object], copies: int) -> torch.cuda.CUDAGraph:
-    """Without the collection of garbage that torch.cuda.graph begins with: there are thousands."""
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run(0)
-        torch.cuda.synchronize()
-        graph.capture_begin()
-        for i in range(copies):
-            run(i)
-        graph.capture_end()
-    return graph
+    def capture(self, rows: int, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object] | None
+                ) -> torch.cuda.CUDAGraph:
+        """run(x, weight, out) with each copy of the weight, and before it a kernel that leaves x in the cache; without
+        `run`, that kernel alone. torch.cuda.graph would collect garbage each time, and there are thousands of graphs.
+        """
+        x, out = self._x[:rows], self._out[:rows]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            if run is not None:
+                run(x, self.weights[0], out)
+            torch.cuda.synchronize()
+            graph.capture_begin()
+            for weight in self.weights:
+                x.mul_(1)
+                if run is not None:
+                    run(x, weight, out)
+            graph.capture_end()
+        return graph
 
 
 @dataclass
@@ -109,24 +116,34 @@ class Timing:
 def best_of(product: Product, operands: Operands, lt: CublasLt, algorithms: list[Algorithm]) -> dict[str, object]:
     """Torch's time, and the fastest algorithm's, each the median of rounds in turn. All is queued before anything is
     waited for: a GPU that rests in between would run at a clock that it cannot hold in a step."""
-    floor = max(2 * product.features * product.k / 4e12, 2 * product.rows * product.features * product.k / 700e12)
-    replays = max(2, round((5e-3 if product.rows >= HOT_ROWS else 1e-3) / floor / operands.copies))
-    graphs = {}
-    for algorithm in algorithms:
-        if run := operands.runs(product, lt, algorithm):
-            graphs[algorithm.hex()] = captured(run, operands.copies)
+    rows, size = product.rows, product.features * product.k
+    replays = max(2, round(SECONDS / max(2 * size / 4e12, 2 * rows * size / 700e12) / operands.copies))
+    plans = {algorithm.hex(): lt.plan(product, algorithm) for algorithm in algorithms}
+    graphs = {name: operands.capture(rows, partial(_by_plan, plan, operands.bias))
+              for name, plan in plans.items() if plan is not None}
     timings = {name: Timing.queue(graph, operands.copies, replays) for name, graph in graphs.items()}
     first = sorted(graphs, key=lambda name: timings[name].us())
-    run = operands.runs(product, lt, None)
-    assert run is not None
-    finalists = {"": captured(run, operands.copies), **{name: graphs[name] for name in first[:FINALISTS]}}
+    finalists = {"torch": operands.capture(rows, partial(_by_torch, product, operands.bias)),
+                 "between": operands.capture(rows, None), **{name: graphs[name] for name in first[:FINALISTS]}}
     rounds = [{name: Timing.queue(graph, operands.copies, replays) for name, graph in finalists.items()}
               for _ in range(ROUNDS)]
     medians = {name: statistics.median(timings[name].us() for timings in rounds) for name in finalists}
-    torch_us = medians.pop("")
+    between, torch_us = medians.pop("between"), medians.pop("torch")
     winner = min(medians, key=medians.__getitem__)
-    return {"rows": product.rows, "torch_us": round(torch_us, 2), "best_us": round(medians[winner], 2),
+    return {"rows": rows, "torch_us": round(torch_us - between, 2), "best_us": round(medians[winner] - between, 2),
             "algorithm": winner, "tried": len(graphs)}
+
+
+def _by_plan(plan: Plan, bias: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    plan(x, weight, bias, out)
+
+
+def _by_torch(product: Product, bias: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor,
+              out: torch.Tensor) -> None:
+    if product.adds:
+        out.addmm_(x, weight.t())
+    else:
+        F.linear(x, weight, bias)
 
 
 def main() -> None:
@@ -148,16 +165,16 @@ def main() -> None:
     gc.freeze()
     for kind in tqdm(kinds, desc="products"):
         rows_of = [rows for rows in ladder if rows <= 512 or kind.features < 1 << 16]
-        pool: dict[str, Algorithm] = {}
-        for rows in rows_of:
-            for workspace in (0, MOST_WORKSPACE):
-                pool.update((each.hex(), each) for each in lt.candidates(replace(kind, rows=rows), workspace))
+        pool = {rows: [each for workspace in (0, MOST_WORKSPACE)
+                       for each in lt.candidates(replace(kind, rows=rows), workspace)] for rows in rows_of}
         operands = Operands(kind, rows_of[-1])
-        best = [best_of(replace(kind, rows=rows), operands, lt, list(pool.values())) for rows in rows_of
-                if rows in wanted]
+        best = []
+        for rows in sorted(wanted.intersection(rows_of)):
+            near = {each.hex(): each for other in rows_of if rows / 2 <= other <= 2 * rows for each in pool[other]}
+            best.append(best_of(replace(kind, rows=rows), operands, lt, list(near.values())))
         found.append({"features": kind.features, "k": kind.k, "bias": kind.bias, "adds": kind.adds, "best": best})
         gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)  # type: ignore
-        tqdm.write(f"{kind.features} x {kind.k} of {len(pool)}: {gains}")
+        tqdm.write(f"{kind.features} x {kind.k}: {gains}")
         del operands
     path = write_result("cublaslt", {"gpu": gpu, "cublaslt_version": lt.version, "products": found}, args.out)
     print(f"written to {path}")
