@@ -88,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows.append({"max_num_batched_tokens": budget, "whole_prompts": budget > args.prompt_len + args.running,
                      **arrivals_while_decoding(stepper, args.running, args.prompt_len, args.prompts, args.every)})
         del stepper
-    stepper = Stepper(engine_config(args.model, device, max_model_len=512 if args.quick else 2048,
-                                    max_num_seqs=args.running + 8, pipeline_depth=1))
     chunk = args.budgets[0] - args.running
+    stepper = Stepper(engine_config(args.model, device, max_model_len=512 if args.quick else 2048,
+                                    max_num_mixed_tokens=args.budgets[0], max_num_seqs=args.running + 8,
+                                    pipeline_depth=1))
     parts = parts_of_a_mixed_step(stepper, args.running, chunk, 3 if args.quick else 15)
 
     print(f"{args.running} running requests; {args.prompts} prompts of {args.prompt_len:,} tokens arrive")
