@@ -1,8 +1,8 @@
 """What the page sees of the engine: server-sent events, ten a second at most, for as long as somebody watches.
 
 Nothing of it is computed while nobody does. Watchers share one look at the engine; one who is slow misses some of the
-looks and holds nobody up. What a look cost decides when the next one comes, so that making looks takes at most a fifth of a
-per cent of the engine's time, however many requests and blocks there are to look at.
+looks and holds nobody up. What a look cost decides when the next one comes, so that making looks takes at most a fifth
+of a per cent of the engine's time, however many requests and blocks there are to look at.
 """
 
 from __future__ import annotations
