@@ -86,13 +86,13 @@ def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limit
     """The scheduler's configuration once the KV blocks are counted; `one_batch` as there, unless the user said how much
     a step with decode rows may hold. A max_model_len that nobody asked for is lowered to
     what they hold; raises ConfigError where one was asked for and they do not hold it."""
-    max_model_len = limits.max_model_len
+    max_model_len, mixed = limits.max_model_len, limits.max_num_mixed_tokens
     if config.max_model_len is None:
         max_model_len = min(max_model_len, num_blocks * limits.block_size)
     return SchedulerConfig(
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_num_mixed_tokens=limits.max_num_mixed_tokens,
+        max_num_mixed_tokens=mixed if mixed < limits.max_num_batched_tokens else None,
         one_batch=one_batch and config.max_num_mixed_tokens is None,
         max_model_len=max_model_len,
         block_size=limits.block_size,

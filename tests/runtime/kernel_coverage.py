@@ -26,7 +26,7 @@ from mini_infer.config import ModelConfig, RopeConfig, SchedulerConfig
 from mini_infer.core.plan import StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.models.decoder import Decoder
-from mini_infer.ops import cuda_skinny
+from mini_infer.ops import cublaslt, cuda_skinny
 from mini_infer.protocol import AddRequest, SamplingParams
 from mini_infer.runtime import runner as runner_module
 from mini_infer.runtime.grammar import SlotGrammars
@@ -57,6 +57,7 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
     cuda_skinny.LIBRARY = Path("not built")  # it is compiled beforehand, and there is no GPU to launch it on
+    cublaslt._table = lambda device: {}  # type: ignore  # what it does is the library's own
     prepare = runner_module.prepare_inputs
     # What a skipped kernel leaves is no token that the embedding knows.
     runner_module.prepare_inputs = lambda *args: tuple(each.zero_() for each in prepare(*args))  # type: ignore

@@ -24,6 +24,7 @@ class Terminal:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.chdir(REPO)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests that run in the background were told to ignore it
             environment = {**os.environ, "XDG_STATE_HOME": str(home), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-m", "mini_infer.cli", *map(str, args)]
             os.execvpe(sys.executable, command, environment)
