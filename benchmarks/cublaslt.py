@@ -55,8 +55,7 @@ def products_of(config: ModelConfig, rows: int) -> Iterator[Product]:
     yield Product(rows, hidden, config.q_size, dtype, adds=True)
     yield Product(rows, 2 * config.intermediate_size, hidden, dtype)
     yield Product(rows, hidden, config.intermediate_size, dtype, adds=True)
-    if rows <= 512:
-        yield Product(rows, config.vocab_size, hidden, dtype)
+    yield Product(rows, config.vocab_size, hidden, dtype)
 
 
 class Operands:
@@ -158,13 +157,15 @@ def main() -> None:
     shapes = decode_shapes(512, 1024, 8) + mixed_shapes(512, MAX_MIXED, MAX_MIXED)
     skinny = max_skinny_rows(torch.empty(0, dtype=torch.bfloat16))
     ladder = sorted({shape.num_tokens for shape in shapes if shape.num_tokens > skinny})
+    logits = sorted({shape.num_seqs for shape in shapes if shape.num_seqs > skinny})
     configs = [load_config(SHAPES / name)[1] for name in args.models.split(",")]
-    wanted = {int(rows) for rows in args.rows.split(",")} if args.rows else set(ladder)
+    vocabularies = {config.vocab_size for config in configs}
+    wanted = {int(rows) for rows in args.rows.split(",")} if args.rows else {*ladder, *logits}
     kinds = dict.fromkeys(product for config in configs for product in products_of(config, ladder[0]))
     found = []
     gc.freeze()
     for kind in tqdm(kinds, desc="products"):
-        rows_of = [rows for rows in ladder if rows <= 512 or kind.features < 1 << 16]
+        rows_of = logits if kind.features in vocabularies else ladder
         pool = {rows: [each for workspace in (0, MOST_WORKSPACE)
                        for each in lt.candidates(replace(kind, rows=rows), workspace)] for rows in rows_of}
         operands = Operands(kind, rows_of[-1])
@@ -176,7 +177,10 @@ def main() -> None:
         gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)  # type: ignore
         tqdm.write(f"{kind.features} x {kind.k}: {gains}")
         del operands
-    path = write_result("cublaslt", {"gpu": gpu, "cublaslt_version": lt.version, "products": found}, args.out)
+    times = [{**each, "best": [(row["rows"], row["torch_us"], row["best_us"]) for row in each["best"]]}
+             for each in found]
+    path = write_result("cublaslt", {"gpu": gpu, "cublaslt_version": lt.version, "best": "[rows, torch us, best us]",
+                                     "products": times}, args.out)
     print(f"written to {path}")
     if args.write:
         write_table(gpu, lt.version, found)

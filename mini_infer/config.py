@@ -328,7 +328,7 @@ class SchedulerConfig:
     policy: str = "fcfs"
     eos_token_ids: tuple[int, ...] = ()
     max_num_mixed_tokens: int | None = None  # of a step with decode rows in it, where that is less
-    one_batch: bool = False  # nobody waits for single tokens, only for the end of the last request
+    one_batch: bool = False  # the end of the last request counts more than the next token of a running one
     watermark: float = 0.01  # share of the blocks kept free at admission, so that running requests can grow
     hash_key: bytes = b"mini-infer"  # keys the prefix hashes; an engine draws a random one at start
 

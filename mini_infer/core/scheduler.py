@@ -159,12 +159,12 @@ class Scheduler:
         num_preemptions = self._num_preemptions
         seqs, chunks = self._plan_decodes()
         num_decodes = len(seqs)
+        chunks = [request for request in chunks if request.status is RUNNING]  # a decode row may have preempted one
         budget = self._prompt_budget(num_decodes, chunks[0] if chunks else self._waiting.peek())
         for request in chunks:
             if budget == 0:
                 break
-            if request.status is RUNNING:  # a decode row may have preempted it
-                budget -= self._plan_chunk(seqs, request, budget)
+            budget -= self._plan_chunk(seqs, request, budget)
         admitted: list[AdmittedSlot] = []
         if self._num_preemptions == num_preemptions:  # else blocks are short: who came in now would be next to go
             while budget > 0 and (new := self._admit()) is not None:

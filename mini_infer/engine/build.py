@@ -78,6 +78,8 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         model_dir = resolve(config.model)
         adapter, model_config = load_config(model_dir)
         device = pick_device(config.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # libraries that are called directly work on the current one
         dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
         dtype: torch.dtype = getattr(torch, dtype_name)
         limits = pick_limits(config, model_config, GPU_DEFAULTS if device.type == "cuda" else CPU_DEFAULTS)
@@ -95,7 +97,7 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         sampler = Sampler(model_config.vocab_size, limits.max_num_seqs, device, model_config.eos_token_ids, config.seed)
         slot_grammars = SlotGrammars(grammars.matcher, model_config.vocab_size, model_config.eos_token_ids)
         return Runner(model, pool, state, sampler, slot_grammars, max_model_len,
-                      limits.max_num_mixed_tokens), pool, state
+                      limits.largest_mixed_step), pool, state
 
     context, rehearsal = 0, None
     if device.type == "cuda":

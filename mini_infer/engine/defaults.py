@@ -48,6 +48,13 @@ class Limits:
         """Tokens of one sequence that may be computed at once."""
         return min(self.max_num_batched_tokens, self.max_model_len)
 
+    @property
+    def largest_mixed_step(self) -> int:
+        """Tokens of a step with decode rows in it, unless a prompt hurries: with all sequences that may run at once a
+        quarter of the limit is still left to prompts (Scheduler._prompt_budget)."""
+        crowded = self.max_num_seqs + -(-self.max_num_mixed_tokens // 4)
+        return min(self.max_num_batched_tokens, max(self.max_num_mixed_tokens, crowded))
+
 
 def pick_limits(config: EngineConfig, model_config: ModelConfig, defaults: DeviceDefaults) -> Limits:
     """Raises ConfigError when more positions are asked for than the model has."""
@@ -65,8 +72,9 @@ def pick_limits(config: EngineConfig, model_config: ModelConfig, defaults: Devic
 
 
 def pick_max_num_mixed_tokens(model_config: ModelConfig, defaults: DeviceDefaults) -> int:
-    """Few decode rows leave a GPU's matmul units idle while it reads the weights: prompts fill them up for little time.
-    More tokens than that would only let running requests wait, and be missing beside the decode rows of later steps."""
+    """As many tokens as keep a layer's matmuls busy for about a quarter of a millisecond. Decode rows alone leave the
+    matmul units idle while the weights are read, and prompts fill them; more at once would let running requests wait,
+    and be missing beside the decode rows of later steps."""
     tokens = defaults.flops_a_mixed_layer / (2 * model_config.layer_weights)
     return NO_LIMIT if tokens > NO_LIMIT else max(256, round(tokens / TILE) * TILE)
 
@@ -83,8 +91,8 @@ def pick_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:
 
 def make_scheduler_config(config: EngineConfig, model_config: ModelConfig, limits: Limits, num_blocks: int,
                           one_batch: bool = False) -> SchedulerConfig:
-    """The scheduler's configuration once the KV blocks are counted; `one_batch` as there, unless the user said how much
-    a step with decode rows may hold. A max_model_len that nobody asked for is lowered to
+    """The scheduler's configuration once the KV blocks are counted, `one_batch` as in SchedulerConfig unless the user
+    said how much a step with decode rows may hold. A max_model_len that nobody asked for is lowered to
     what they hold; raises ConfigError where one was asked for and they do not hold it."""
     max_model_len, mixed = limits.max_model_len, limits.max_num_mixed_tokens
     if config.max_model_len is None:

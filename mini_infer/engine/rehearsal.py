@@ -35,7 +35,7 @@ class Rehearsal:
 @torch.inference_mode()
 def rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, device: torch.device, limits: Limits,
              make_runner: Callable[[Decoder], Runner], with_graphs: bool) -> Rehearsal:
-    """Play the largest step and every size of one-token step on a model of few layers without weights.
+    """Play the largest step and every step that becomes a graph on a model of few layers without weights.
 
     Activations do not depend on the number of layers, nor do kernels: it has as many as show every attention window.
     Raises ConfigError when the device has no memory for such a step.

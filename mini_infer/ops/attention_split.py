@@ -143,7 +143,7 @@ def choose_split(programs: int, longest: int, tile: Tile, small_tile: Tile | Non
 
 def distinct_bounds(num_seqs: int, num_kv_heads: int, bounds: Sequence[int]) -> list[int]:
     """Of some bounds on the longest context, ascending, those that change what is launched for such a batch: the
-    others' launch is that of the next larger bound."""
+    others' launch is that of the next larger bound. (Windows and one tile a program would allow fewer still.)"""
     kept: list[tuple[Split, int]] = []
     found = []
     for bound in reversed(bounds):

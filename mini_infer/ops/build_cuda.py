@@ -42,7 +42,7 @@ def main() -> None:
         capability = torch.cuda.get_device_capability()
         if capability < (9, 0):
             sys.exit(f"build-ext: {torch.cuda.get_device_name()} cannot run these kernels: they need Hopper or later")
-        architectures = "{}.{}".format(*capability)
+        architectures = "{}.{}+PTX".format(*capability)  # which a later GPU's driver compiles for itself
     os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
     from torch.utils import cpp_extension
 

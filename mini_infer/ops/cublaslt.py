@@ -16,6 +16,7 @@ from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_uint64, 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ _MOST_WORKSPACE = 1  # of a preference
 
 
 class Algorithm(ctypes.Structure):
+    """The library's own description of one, as it can be stored: `hex` and `from_hex`."""
+
     _fields_ = [("words", c_uint64 * 8)]
 
     def hex(self) -> str:
@@ -58,7 +61,8 @@ class Product:
 
 
 class CublasLt:
-    """The library on one device. Raises OSError where it cannot be loaded."""
+    """The library on one device, for one stream at a time: there is one workspace. Raises OSError where it cannot be
+    loaded. What describes a product is kept as long as the process lives."""
 
     def __init__(self, device: torch.device):
         assert torch.version.cuda is not None
@@ -72,6 +76,7 @@ class CublasLt:
         lib.cublasLtMatmulAlgoCheck.argtypes = [c_void_p] * 8
         self._handle = self._made(lib.cublasLtCreate)
         self._workspace = torch.empty(MOST_WORKSPACE, dtype=torch.uint8, device=device)
+        self._lock = Lock()
         self.version = int(lib.cublasLtGetVersion())
 
     def plan(self, product: Product, algorithm: Algorithm) -> Plan | None:
@@ -98,14 +103,16 @@ class CublasLt:
 
     def multiply(self, plan: Plan, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                  out: torch.Tensor) -> None:
-        if bias is not None:
-            self._ok(self._lib.cublasLtMatmulDescSetAttribute(plan.description, _BIAS_POINTER,
-                                                              byref(c_void_p(bias.data_ptr())), 8))
+        """Launch the plan; see Plan.__call__."""
         a, b, c = plan.layouts
-        self._ok(self._lib.cublasLtMatmul(
-            self._handle, plan.description, byref(c_float(1.0)), weight.data_ptr(), a, x.data_ptr(), b,
-            byref(c_float(plan.product.adds)), out.data_ptr(), c, out.data_ptr(), c, byref(plan.algorithm),
-            self._workspace.data_ptr(), MOST_WORKSPACE, torch.cuda.current_stream(x.device).cuda_stream))
+        with self._lock:  # the bias is part of the description, which another thread may use as well
+            if bias is not None:
+                self._ok(self._lib.cublasLtMatmulDescSetAttribute(plan.description, _BIAS_POINTER,
+                                                                  byref(c_void_p(bias.data_ptr())), 8))
+            self._ok(self._lib.cublasLtMatmul(
+                self._handle, plan.description, byref(c_float(1.0)), weight.data_ptr(), a, x.data_ptr(), b,
+                byref(c_float(plan.product.adds)), out.data_ptr(), c, out.data_ptr(), c, byref(plan.algorithm),
+                self._workspace.data_ptr(), MOST_WORKSPACE, torch.cuda.current_stream(x.device).cuda_stream))
 
     def _describe(self, product: Product) -> tuple[c_void_p, tuple[c_void_p, c_void_p, c_void_p]]:
         """The library counts in columns: a row-major weight is its transpose, and so is the result."""
@@ -144,6 +151,7 @@ class Plan:
         """x [rows, k] and weight [features, k], rows dense, as the product says -> `out` [rows, features]."""
         if out is None:
             out = x.new_empty(x.shape[0], weight.shape[0])
+        assert weight.is_contiguous() and out.is_contiguous() and out.dtype == weight.dtype == x.dtype
         self.library.multiply(self, x, weight, bias, out)
         return out
 
@@ -152,22 +160,24 @@ def tuned_plan(x: torch.Tensor, weight: torch.Tensor, bias: bool = False, adds: 
     """How to multiply x [T, in] with weight [out, in] on a GPU if the table knows better than the library."""
     if not x.is_contiguous():
         return None
-    return _plan(x.device, Product(x.shape[0], weight.shape[0], weight.shape[1], x.dtype, bias, adds))
+    product = Product(x.shape[0], weight.shape[0], weight.shape[1], x.dtype, bias, adds)
+    return _plan(x.device, product) if product in _table(x.device) else None
 
 
 @cache
 def library(device: torch.device) -> CublasLt:
+    """The one of a device. Raises OSError where it cannot be loaded."""
     return CublasLt(device)
 
 
 def table_path(gpu: str) -> Path:
+    """Where the table of a GPU of this name is, if there is one."""
     return TABLES / f"{gpu.replace(' ', '_')}.json"
 
 
 @cache
 def _plan(device: torch.device, product: Product) -> Plan | None:
-    algorithm = _table(device).get(product)
-    return None if algorithm is None else library(device).plan(product, algorithm)
+    return library(device).plan(product, _table(device)[product])
 
 
 @cache
@@ -176,7 +186,11 @@ def _table(device: torch.device) -> dict[Product, Algorithm]:
     if torch.version.hip is not None or not path.exists():
         return {}
     table = json.loads(path.read_text())
-    if table["cublaslt_version"] != library(device).version:
+    try:
+        version = library(device).version
+    except OSError:  # torch may have it inside, where it cannot be asked
+        return {}
+    if table["cublaslt_version"] != version:
         return {}
     return {Product(rows, features, k, getattr(torch, dtype), bias, adds): Algorithm.from_hex(algorithm)
             for features, k, dtype, bias, adds, best in table["products"] for rows, algorithm in best}

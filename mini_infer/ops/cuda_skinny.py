@@ -2,7 +2,8 @@
 
 Optional: `make build-ext` compiles it (ops/build_cuda.py). Where that was not done, nothing here is used. The driver
 loads a kernel when it is first launched, which must not be while a graph is captured: every step that becomes a graph
-has been run before (engine/rehearsal.py).
+has been run before (engine/rehearsal.py). With as many rows as it is chosen for no kernel starts early (ops/pdl.py); it
+could, as in tests and benchmarks with fewer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from mini_infer.ops.pdl import pdl_options
 from mini_infer.ops.skinny import SHORT_BYTES
 
 SOURCE = Path(__file__).parent / "cuda" / "skinny.cu"
-LIBRARY = SOURCE.parent / "build" / "mini_infer_skinny.so"
+_VERSION = blake2b(SOURCE.read_bytes(), digest_size=4).hexdigest()  # what another source became is not loaded
+LIBRARY = SOURCE.parent / "build" / f"mini_infer_skinny_{_VERSION}.so"
 FEWEST_ROWS, MOST_ROWS = 9, 16  # where it is chosen; it can do fewer
 
 

@@ -59,7 +59,7 @@ def use_triton(tensor: torch.Tensor) -> bool:
 
 @cache
 def is_hopper(device_index: int) -> bool:
-    """Whether this GPU is NVIDIA's Hopper or a later one."""
+    """Whether this GPU is NVIDIA's Hopper or a later one: what they all have, such as early launch."""
     return torch.version.hip is None and torch.cuda.get_device_capability(device_index) >= (9, 0)
 
 

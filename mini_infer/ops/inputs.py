@@ -51,7 +51,7 @@ class ForwardBatch:
     logit_rows: torch.Tensor  # int32 [R], the tokens whose logits are needed
     num_tokens: int  # T
     num_seqs: int  # B
-    max_query_len: int  # max over b of n
+    max_query_len: int  # upper bound on the tokens of b, 1 where each has one
     max_seq_len: int  # upper bound on seq_lens, for sizing grids
     num_decodes: int = 0  # so many sequences at the front are known to have one token each
     shared: Shared = field(default_factory=Shared, repr=False, compare=False)

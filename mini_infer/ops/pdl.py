@@ -7,7 +7,8 @@ that call runs beside the kernels before it, several of them perhaps, so there i
 layers writes: weights, tables, the step's inputs, keys and values of earlier steps. Every kernel launched so must
 wait, and writes nothing before it has; then a kernel that has waited knows that all before it have ended.
 
-Kernels that are not ours (cuBLAS, torch) neither start early nor let others; next to them the order is the usual one.
+Kernels that are not ours (torch, cuBLAS, whose kernels start early behind each other) do not let ours start early, nor
+start before ours have ended; next to them the order is the usual one.
 """
 
 from __future__ import annotations

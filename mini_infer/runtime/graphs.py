@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 
 from mini_infer.ops.attention_split import distinct_bounds
-from mini_infer.ops.dispatch import cdiv
 
 Outputs = tuple[torch.Tensor, ...]
 MAX_BATCH = 512
@@ -47,15 +46,15 @@ def decode_shapes(max_num_seqs: int, max_model_len: int, num_kv_heads: int) -> l
             for length in distinct_bounds(size, num_kv_heads, lengths)]
 
 
-def mixed_shapes(max_num_seqs: int, max_num_mixed_tokens: int, longest: int) -> list[StepShape]:
-    """Prompt chunks and decode tokens, of contexts up to `longest`: what steps are launched faster than the host can.
+def mixed_shapes(max_num_seqs: int, most_tokens: int, longest: int) -> list[StepShape]:
+    """Prompt chunks and decode tokens, up to `most_tokens` in all, of contexts up to `longest`.
 
-    As many tokens as a step has with all sequences in it, where a quarter is left to prompts. Each size comes for few
-    sequences and for as many as there can be, since each sequence costs a row of logits; one more is for padding.
+    Each size comes for few sequences and for as many as there can be, since each sequence costs a row of logits; one
+    more is for padding. There is none beyond MAX_MIXED.
     """
-    most = max(max_num_mixed_tokens, max_num_seqs + cdiv(max_num_mixed_tokens, 4))
-    ladder = [*range(64, 512, 64), *range(512, MAX_MIXED + 1, 128)]
-    sizes = [size for size in ladder[: bisect_left(ladder, most) + 1] if size <= longest]
+    most = min(most_tokens, MAX_MIXED, longest)
+    sizes = [size for size in (*range(64, 512, 64), *range(512, MAX_MIXED, 128)) if size < most]
+    sizes += [most] if most > 1 else []
     return [StepShape(size, num_seqs, longest, size) for size in sizes
             for num_seqs in sorted({min(few, size, max_num_seqs + 1) for few in (64, 256 + 1, MAX_BATCH + 1)})]
 

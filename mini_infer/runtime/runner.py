@@ -21,7 +21,7 @@ class Runner:
     """Owns all device state of one GPU (or the CPU): weights, KV pool, slot table, sampler, graphs."""
 
     def __init__(self, model: Decoder, pool: KVPool, state: SlotState, sampler: Sampler, grammars: SlotGrammars,
-                 max_model_len: int, max_num_mixed_tokens: int):
+                 max_model_len: int, largest_mixed_step: int):
         self._model = model
         self._caches = pool.layers
         self._block_size = pool.block_size
@@ -32,7 +32,7 @@ class Runner:
         self._graphs: StepGraphs | None = None
         most = min(state.num_slots, MAX_BATCH)
         self._shapes = [*decode_shapes(state.num_slots, max_model_len, model.config.num_kv_heads),
-                        *mixed_shapes(most, max_num_mixed_tokens, min(LONG_CONTEXT, max_model_len))]
+                        *mixed_shapes(most, largest_mixed_step, min(LONG_CONTEXT, max_model_len))]
         rows = most + 1 if state.table.is_cuda else 0  # one for padding
         self._logits_buffer = torch.empty(rows, model.config.vocab_size, dtype=model.dtype, device=state.table.device)
         self._prompt_logprobs_asked: dict[int, AdmittedSlot] = {}  # by slot

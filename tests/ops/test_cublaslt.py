@@ -26,6 +26,15 @@ def test_tables_are_well_formed(path: Path) -> None:
         assert all(Algorithm.from_hex(algorithm).hex() == algorithm for _, algorithm in best)
 
 
+def test_a_library_that_cannot_be_asked_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(device: torch.device) -> cublaslt.CublasLt:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(cublaslt, "library", missing)
+    assert cublaslt._table.__wrapped__(torch.device("cuda", 0)) == {}
+
+
 @pytest.mark.gpu
 class TestPlans:
     def table(self) -> dict[Product, Algorithm]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mini_infer import LLM, SamplingParams
+from mini_infer.ops.attention_split import ONE_TILE, SMALL_TILE, choose_split, distinct_bounds
 from mini_infer.runtime.graphs import MAX_BATCH, Outputs, ShapeLadder, StepShape, decode_shapes, mixed_shapes
 from mini_infer.runtime.runner import Runner
 from tests.tiny import VOCAB_SIZE, write_checkpoint
@@ -94,3 +95,17 @@ def test_padding_changes_no_token(checkpoint: Path, chunk: int, depth: int) -> N
         for position, same in zip(mine.outputs[0].logprobs or [], other.outputs[0].logprobs or []):
             assert position.keys() == same.keys()
             assert all(abs(position[token].logprob - same[token].logprob) < 1e-4 for token in position)
+
+
+@given(num_seqs=st.integers(1, 600), heads=st.integers(1, 40),
+       bounds=st.lists(st.integers(1, 100_000), min_size=1, max_size=6, unique=True).map(sorted))
+def test_a_bound_that_is_left_out_launches_what_the_next_one_does(num_seqs: int, heads: int, bounds: list[int]) -> None:
+    kept = distinct_bounds(num_seqs, heads, bounds)
+    assert kept[-1] == bounds[-1] and set(kept) <= set(bounds)
+
+    def launched(bound: int) -> tuple[object, int]:
+        split = choose_split(num_seqs * heads, bound, ONE_TILE, SMALL_TILE)
+        return split, -(-bound // split.keys)
+
+    for bound in bounds:
+        assert launched(bound) == launched(next(other for other in kept if other >= bound))
