@@ -78,7 +78,7 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         model_dir = resolve(config.model)
         adapter, model_config = load_config(model_dir)
         device = pick_device(config.device)
-        if device.type == "cuda":
+        if device.index is not None:
             torch.cuda.set_device(device)  # libraries that are called directly work on the current one
         dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
         dtype: torch.dtype = getattr(torch, dtype_name)
