@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,7 +113,7 @@ class Timing:
         return 1e3 * self.start.elapsed_time(self.end) / self.products
 
 
-def best_of(product: Product, operands: Operands, lt: CublasLt, algorithms: list[Algorithm]) -> dict[str, object]:
+def best_of(product: Product, operands: Operands, lt: CublasLt, algorithms: list[Algorithm]) -> dict[str, Any]:
     """Torch's time, and the fastest algorithm's, each the median of rounds in turn. All is queued before anything is
     waited for: a GPU that rests in between would run at a clock that it cannot hold in a step."""
     rows, size = product.rows, product.features * product.k
@@ -174,7 +175,7 @@ def main() -> None:
             near = {each.hex(): each for other in rows_of if rows / 2 <= other <= 2 * rows for each in pool[other]}
             best.append(best_of(replace(kind, rows=rows), operands, lt, list(near.values())))
         found.append({"features": kind.features, "k": kind.k, "bias": kind.bias, "adds": kind.adds, "best": best})
-        gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)  # type: ignore
+        gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)
         tqdm.write(f"{kind.features} x {kind.k}: {gains}")
         del operands
     times = [{**each, "best": [(row["rows"], row["torch_us"], row["best_us"]) for row in each["best"]]}
@@ -186,7 +187,7 @@ def main() -> None:
         write_table(gpu, lt.version, found)
 
 
-def write_table(gpu: str, version: int, found: list[dict]) -> None:  # type: ignore[type-arg]
+def write_table(gpu: str, version: int, found: list[dict[str, Any]]) -> None:
     """Put what won into the table, in place of what it says of the same products and rows; one line a product."""
     path = table_path(gpu)
     products: dict[tuple[int, int, str, bool, bool], dict[int, str]] = {}

@@ -29,7 +29,7 @@ class DeviceDefaults:
 CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1,
                               flops_a_mixed_layer=inf)
 GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2,
-                              flops_a_mixed_layer=160e9)  # 384 tokens of a 7B or 8B model, the fastest on an H200
+                              flops_a_mixed_layer=160e9)  # 384 tokens of a 7B or 8B model (benchmarks/LOG.md, 54 to 60)
 
 
 @dataclass(frozen=True)

@@ -85,11 +85,7 @@ def cuda_skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue
         raise RuntimeError("the CUDA kernels are not built: make build-ext")
     assert x.dtype == weight.dtype == torch.bfloat16, "skinny.cu is for bfloat16"
     rows, k = x.shape
-    features = weight.shape[0] // 2 if epilogue.gated else weight.shape[0]
-    if epilogue.residual is not None:
-        out = epilogue.residual
-    elif out is None:
-        out = x.new_empty(rows, features)
+    features, out = epilogue.num_features(weight), epilogue.place(x, weight, out)
     tile = tile or tile_for(rows, features, k, epilogue.gated, x.dtype) or CudaTile(2, 8, 2)
     norm, bias = epilogue.norm_weight, epilogue.bias
     error = kernel(

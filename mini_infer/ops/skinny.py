@@ -74,11 +74,7 @@ def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
     instead of the table's choice.
     """
     rows, k = x.shape
-    features = weight.shape[0] // 2 if epilogue.gated else weight.shape[0]
-    if epilogue.residual is not None:
-        out = epilogue.residual
-    elif out is None:
-        out = x.new_empty(rows, features)
+    features, out = epilogue.num_features(weight), epilogue.place(x, weight, out)
     tile = tile or choose_tile(rows, features, k, epilogue.gated)
     norm_weight = epilogue.norm_weight
     if norm_weight is not None and rows > 1 and k > tile.k:

@@ -15,7 +15,7 @@ from mini_infer.ops.attention_split import distinct_bounds
 
 Outputs = tuple[torch.Tensor, ...]
 MAX_BATCH = 512
-MAX_MIXED = 1024  # tokens; launching such a step takes less time than the GPU needs for it
+MAX_MIXED = 1024  # tokens; larger steps are launched kernel by kernel, which only a small model's GPU waits for
 
 
 class StepShape(NamedTuple):
