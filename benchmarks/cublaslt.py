@@ -71,6 +71,9 @@ class Operands:
         self._x = torch.randn(most_rows, product.k, dtype=product.dtype, device="cuda")
         self._out = torch.zeros(most_rows, product.features, dtype=product.dtype, device="cuda")
 
+    def x(self, rows: int) -> torch.Tensor:
+        return self._x[:rows]
+
     def capture(self, rows: int, run: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object] | None
                 ) -> torch.cuda.CUDAGraph:
         """run(x, weight, out) with each copy of the weight, and before it a kernel that leaves x in the cache; without

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from mini_infer.ops.cuda_skinny import LIBRARY, SOURCE
+from mini_infer.ops.cuda_library import BUILD, library_path, source_path
 
 
 def toolkit() -> Path | None:
@@ -44,18 +44,29 @@ def main() -> None:
             sys.exit(f"build-ext: {torch.cuda.get_device_name()} cannot run these kernels: they need Hopper or later")
         architectures = "{}.{}+PTX".format(*capability)  # which a later GPU's driver compiles for itself
     os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
-    from torch.utils import cpp_extension
+    wanted = {"skinny": architectures}
+    if "9.0" in architectures:
+        wanted["swiglu"] = "9.0a"  # instructions that only Hopper has
+    shutil.rmtree(BUILD, ignore_errors=True)  # the lock of a build that was killed would hold this one
+    BUILD.mkdir()
+    for name, architecture in wanted.items():
+        build(name, architecture, home)
 
-    print(f"build-ext: {SOURCE} for {architectures}, with {home}/bin/nvcc", flush=True)
+
+def build(name: str, architecture: str, home: Path) -> None:
+    """Compile one of ops/cuda, or exit with what was wrong."""
+    from torch.utils import cpp_extension  # here, since it looks for the toolkit when imported
+
+    source, library = source_path(name), library_path(name)
+    print(f"build-ext: {source} for {architecture}, with {home}/bin/nvcc", flush=True)
+    os.environ["TORCH_CUDA_ARCH_LIST"] = architecture
     begin = time.monotonic()
-    shutil.rmtree(LIBRARY.parent, ignore_errors=True)  # the lock of a build that was killed would hold this one
-    LIBRARY.parent.mkdir()
     try:
-        cpp_extension.load(LIBRARY.stem, [str(SOURCE)], extra_cuda_cflags=["-O3"], build_directory=str(LIBRARY.parent),
+        cpp_extension.load(library.stem, [str(source)], extra_cuda_cflags=["-O3"], build_directory=str(library.parent),
                            verbose=True, is_python_module=False)
     except (RuntimeError, OSError) as error:
         sys.exit(f"build-ext: {error}")
-    print(f"build-ext: {LIBRARY} in {time.monotonic() - begin:.0f} s")
+    print(f"build-ext: {library} in {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

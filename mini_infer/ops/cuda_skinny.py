@@ -9,22 +9,19 @@ could, as in tests and benchmarks with fewer.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from hashlib import blake2b
-from pathlib import Path
 
 import torch
 
+from mini_infer.ops.cuda_library import library_path, load
 from mini_infer.ops.dispatch import is_hopper
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.pdl import pdl_options
 from mini_infer.ops.skinny import SHORT_BYTES
 
-SOURCE = Path(__file__).parent / "cuda" / "skinny.cu"
-_VERSION = blake2b(SOURCE.read_bytes(), digest_size=4).hexdigest()  # what another source became is not loaded
-LIBRARY = SOURCE.parent / "build" / f"mini_infer_skinny_{_VERSION}.so"
+LIBRARY = library_path("skinny")
+_ARGTYPES = (*[ctypes.c_int] * 5, *[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_float, *[ctypes.c_int] * 3,
+             ctypes.c_int64, ctypes.c_int, ctypes.c_void_p)
 FEWEST_ROWS, MOST_ROWS = 9, 16  # where it is chosen; it can do fewer
 
 
@@ -67,7 +64,7 @@ def choose_tile(x: torch.Tensor, weight: torch.Tensor, gated: bool) -> CudaTile 
     """`tile_for` x [M, K] on a GPU and weight [N, K] (or [2N, K], gated), where the kernel is built and the GPU runs
     it; else None."""
     rows, k = x.shape
-    if rows > MOST_ROWS or not is_hopper(x.device.index) or _load(LIBRARY) is None:
+    if rows > MOST_ROWS or not is_hopper(x.device.index) or load(LIBRARY, "skinny", _ARGTYPES) is None:
         return None
     return tile_for(rows, weight.shape[0] // 2 if gated else weight.shape[0], k, gated, x.dtype)
 
@@ -80,7 +77,7 @@ def cuda_skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue
     Sums in float32. The result goes to `out`, if given; with a residual, its memory holds the result. `tile`: one of
     TILES instead of the table's choice. Raises RuntimeError where the kernel is not built or cannot be launched so.
     """
-    kernel = _load(LIBRARY)
+    kernel = load(LIBRARY, "skinny", _ARGTYPES)
     if kernel is None:
         raise RuntimeError("the CUDA kernels are not built: make build-ext")
     assert x.dtype == weight.dtype == torch.bfloat16, "skinny.cu is for bfloat16"
@@ -96,18 +93,3 @@ def cuda_skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue
     if error is not None:
         raise RuntimeError(f"skinny.cu, {rows} rows, {tuple(weight.shape)}, {tile}: {error.decode()}")
     return out
-
-
-@cache
-def _load(library: Path) -> Callable[..., bytes | None] | None:
-    """skinny.cu's function, or None where it is not built. Raises RuntimeError where it is and cannot be loaded."""
-    if not library.exists():
-        return None
-    try:
-        function = ctypes.CDLL(str(library)).mini_infer_skinny
-    except (OSError, AttributeError) as error:
-        raise RuntimeError(f"{library}: {error}; make build-ext again, or delete it") from error
-    function.argtypes = [*[ctypes.c_int] * 5, *[ctypes.c_void_p] * 5, ctypes.c_int, ctypes.c_float, *[ctypes.c_int] * 3,
-                         ctypes.c_int64, ctypes.c_int, ctypes.c_void_p]
-    function.restype = ctypes.c_char_p
-    return function

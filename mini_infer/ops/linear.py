@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops import cuda_skinny, native
+from mini_infer.ops import cuda_skinny, cuda_swiglu, native
 from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
@@ -57,10 +57,15 @@ def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: 
 
 def norm_swiglu(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
-    """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I]; one kernel for few rows on a GPU."""
+    """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I].
+
+    One kernel for few rows on a GPU; two for many where the CUDA kernels are built."""
     if multiply := _skinny(x, weight, gated=True):
         return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
-    return silu_and_mul(linear(rms_norm(x, norm_weight, eps), weight, bias))
+    x = rms_norm(x, norm_weight, eps)
+    if x.is_cuda and bias is None and (tile := cuda_swiglu.choose_tile(x, weight)):
+        return cuda_swiglu.cuda_swiglu(x, weight, tile)
+    return silu_and_mul(linear(x, weight, bias))
 
 
 def linear_add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,

@@ -1,0 +1,328 @@
+// SiLU(x G^T) * (x U^T) in one kernel, for the hundreds or thousands of rows of large decode steps and of prompts: x
+// [M, K] and the weight [2N, K], G over U, in bfloat16. For Hopper alone (sm_90a), whose tensor cores read operands out
+// of shared memory by themselves (wgmma), and whose copy engine brings them there (TMA).
+//
+// What a library's product cannot know saves the time: the gate is applied to the sums while they are in registers, and
+// a tile may be as wide as divides the outputs evenly among the SMs. Half of a tile's columns are of G, half of U, so
+// that the thread that holds an element of one holds its partner too.
+//
+// A block stays on its SM and takes tile after tile. One thread keeps the copies going, STAGES steps of K ahead, across
+// the tiles' ends; each of the other warpgroups multiplies 64 rows or 128. Two blocks (a cluster) work side by side on
+// two tiles that have either their rows of x or those of the weight in common: each brings half of these to both.
+
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+namespace {
+
+using bf16 = __nv_bfloat16;
+
+constexpr int K_STEP = 64;  // of K in a stage: 128 bytes of each row, which is what the swizzle spans
+constexpr int ROW_BYTES = K_STEP * 2;
+constexpr int MOST_SHARED = 232448;  // bytes that a block may have
+
+// A tile: WARPGROUPS x BLOCKS x 64 rows of x by WIDTH rows of the weight, half of them gates.
+template <int WARPGROUPS_, int BLOCKS_, int WIDTH_, bool SHARES_X_>
+struct Tile {
+  static constexpr int WARPGROUPS = WARPGROUPS_, BLOCKS = BLOCKS_, WIDTH = WIDTH_, HALF = WIDTH / 2;
+  static constexpr bool SHARES_X = SHARES_X_;  // else the two blocks of a cluster share the weights
+  static constexpr int ROWS = WARPGROUPS * BLOCKS * 64, SUMS = WIDTH / 2;
+  static constexpr int X_BYTES = ROWS * ROW_BYTES, WEIGHT_BYTES = WIDTH * ROW_BYTES, STAGE = X_BYTES + WEIGHT_BYTES;
+  static constexpr int STAGES = (MOST_SHARED - 2048) / STAGE, SHARED_BYTES = STAGES * STAGE + 1024;
+  static constexpr int THREADS = (WARPGROUPS + 1) * 128;
+  static constexpr int COPY_REGISTERS = WARPGROUPS == 2 ? 40 : 32, SUM_REGISTERS = WARPGROUPS == 2 ? 232 : 160;
+  static_assert(STAGES >= 3 && HALF % 8 == 0, "");
+};
+
+struct Work {
+  bf16* out;  // [M, N]
+  int rows, features, k;
+  int row_tiles, pairs;  // pairs of tiles, one for each cluster at a time
+};
+
+__device__ uint32_t shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }
+
+__device__ int cluster_rank() {
+  int rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+__device__ void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ void set_up(uint64_t& barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals));
+}
+
+__device__ void wait(uint64_t& barrier, uint32_t parity) {
+  asm volatile(
+      "{.reg .pred done;\n"
+      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;}" ::"r"(shared_address(&barrier)), "r"(parity) : "memory");
+}
+
+__device__ void arrive_and_expect(uint64_t& barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
+               : "memory");
+}
+
+// At the same barrier of the cluster's block `rank`.
+__device__ void arrive_at(uint64_t& barrier, int rank) {  // with .release.cluster it would flush what it need not
+  asm volatile(
+      "{.reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(shared_address(&barrier)), "r"(rank)
+      : "memory");
+}
+
+// A box of the matrix that the map describes, from (row, k) on, to `target`; zeros beyond the matrix. `barrier` counts
+// its bytes. `to_both`: to the same place in both blocks of the cluster, and counted by both.
+__device__ void copy(const CUtensorMap& map, uint32_t target, uint64_t& barrier, int k, int row, bool to_both) {
+  const uint64_t from = reinterpret_cast<uint64_t>(&map);
+  if (to_both)
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target), "l"(from), "r"(shared_address(&barrier)), "r"(k), "r"(row),
+        "h"((uint16_t)3) : "memory");
+  else
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
+            target), "l"(from), "r"(shared_address(&barrier)), "r"(k), "r"(row) : "memory");
+}
+
+// How wgmma finds an operand whose rows of 128 bytes were swizzled on the way: 8 rows every 1,024 bytes.
+__device__ uint64_t operand(uint32_t address) {
+  return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+// sums [64, WIDTH] (+)= x [64, 16] weight [WIDTH, 16]^T, both in shared memory. Of a warp's 16 rows a thread holds two:
+// sums[4 c + 2 r + i] is row lane / 4 + 8 r, column 8 c + lane % 4 * 2 + i. The instruction's name holds the width.
+#define REGISTERS_112 \
+  "%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29" \
+  ",%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
+  ",%55,%56,%57,%58"
+#define REGISTERS_144 REGISTERS_112 \
+  ",%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74"
+#define REGISTERS_192 REGISTERS_144 \
+  ",%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98"
+#define EIGHT(i) \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
+      "+f"(sums[i + 6]), "+f"(sums[i + 7])
+#define SUMS_112 EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48)
+#define SUMS_144 SUMS_112, EIGHT(56), EIGHT(64)
+#define SUMS_192 SUMS_144, EIGHT(72), EIGHT(80), EIGHT(88)
+#define DEFINE_MULTIPLY(WIDTH)                                                                                \
+  __device__ __forceinline__ void multiply(float (&sums)[WIDTH / 2], uint64_t x, uint64_t weight, int adds) { \
+    asm volatile(                                                                                             \
+        "{.reg .pred adds;\n"                                                                                 \
+        "setp.ne.b32 adds, %2, 0;\n"                                                                          \
+        "wgmma.mma_async.sync.aligned.m64n" #WIDTH "k16.f32.bf16.bf16 {" REGISTERS_##WIDTH                    \
+        "}, %0, %1, adds, 1, 1, 0, 0;}"                                                                       \
+        : "+l"(x), "+l"(weight), "+r"(adds), SUMS_##WIDTH);                                                   \
+  }
+DEFINE_MULTIPLY(112)
+DEFINE_MULTIPLY(144)
+DEFINE_MULTIPLY(192)
+
+template <int PENDING>
+__device__ void wait_for_products() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// What is in registers, the compiler may not move over this.
+template <int BLOCKS, int SUMS>
+__device__ void hold(float (&sums)[BLOCKS][SUMS]) {
+#pragma unroll
+  for (int block = 0; block < BLOCKS; ++block)
+#pragma unroll
+    for (int i = 0; i < SUMS; ++i) asm volatile("" : "+f"(sums[block][i])::"memory");
+}
+
+// Which place of the ring is next, and whether its barriers are in an odd round.
+template <int STAGES>
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++stage == STAGES) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <class T>
+struct Place {
+  int row, column;  // of the tile's first output
+  __device__ Place(const Work& work, int pair, int rank) {
+    const int row_steps = T::SHARES_X ? work.row_tiles : (work.row_tiles + 1) / 2;  // neighbours share weights in L2
+    const int row_tile = pair % row_steps, column_tile = pair / row_steps;
+    row = (T::SHARES_X ? row_tile : row_tile * 2 + rank) * T::ROWS;
+    column = (T::SHARES_X ? column_tile * 2 + rank : column_tile) * T::HALF;
+  }
+};
+
+__device__ float sigmoid(float x) {
+  float power, inverse;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.44269504f));  // without care for what is nearly zero
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1 + power));
+  return inverse;
+}
+
+// SiLU(gate) * up, rounded, to where it belongs. Nothing branches: there are two warps to a scheduler, so the next
+// elements have to hide the latency of one.
+template <class T>
+__device__ void write(const float (&sums)[T::BLOCKS][T::SUMS], const Work& work, const Place<T>& place, int first_row) {
+  const int row = place.row + first_row + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  const int columns = work.features - place.column;
+  bf16* const corner = work.out + place.column + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int block = 0; block < T::BLOCKS; ++block)
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int at = row + block * 64 + r * 8;
+      const bool inside = at < work.rows;
+      bf16* const out = corner + (int64_t)at * work.features;
+#pragma unroll
+      for (int c = 0; c < T::HALF / 8; ++c) {
+        float y[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const float gate = sums[block][4 * c + 2 * r + i], up = sums[block][T::SUMS / 2 + 4 * c + 2 * r + i];
+          y[i] = gate * up * sigmoid(gate);
+        }
+        const __nv_bfloat162 pair = __floats2bfloat162_rn(y[0], y[1]);
+        if (inside && c * 8 < columns) *reinterpret_cast<__nv_bfloat162*>(out + c * 8) = pair;
+      }
+    }
+}
+
+template <class T>
+__global__ void __cluster_dims__(2) __launch_bounds__(T::THREADS, 1)
+    swiglu_kernel(const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap weight_map,
+                  Work work) {
+  extern __shared__ uint8_t unaligned[];
+  __shared__ uint64_t full[T::STAGES], empty[T::STAGES];
+  const uint32_t ring = (shared_address(unaligned) + 1023) & ~1023u;
+  const int rank = cluster_rank(), warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
+  const int steps = (work.k + K_STEP - 1) / K_STEP, clusters = gridDim.x / 2;
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < T::STAGES; ++stage) {
+      set_up(full[stage], 1);
+      set_up(empty[stage], 2 * 4 * T::WARPGROUPS);  // the warps of both blocks: what one frees, both may write
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  meet_cluster();
+  Ring<T::STAGES> at;
+  if (warpgroup == T::WARPGROUPS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(T::COPY_REGISTERS));
+    if (threadIdx.x == T::WARPGROUPS * 128) {
+      for (int pair = blockIdx.x / 2; pair < work.pairs; pair += clusters) {
+        const Place<T> place(work, pair, rank);
+        for (int step = 0; step < steps; ++step, at.advance()) {
+          const uint32_t x = ring + at.stage * T::STAGE, gate = x + T::X_BYTES, up = gate + T::WEIGHT_BYTES / 2;
+          uint64_t& barrier = full[at.stage];
+          const int k = step * K_STEP;
+          wait(empty[at.stage], at.parity ^ 1);
+          arrive_and_expect(barrier, T::STAGE);
+          if (T::SHARES_X) {
+            copy(x_map, x + rank * T::X_BYTES / 2, barrier, k, place.row + rank * T::ROWS / 2, true);
+            copy(weight_map, gate, barrier, k, place.column, false);
+            copy(weight_map, up, barrier, k, work.features + place.column, false);
+          } else {
+            copy(x_map, x, barrier, k, place.row, false);
+            copy(weight_map, rank ? up : gate, barrier, k, rank * work.features + place.column, true);
+          }
+        }
+      }
+    }
+    __syncwarp();
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::SUM_REGISTERS));
+    const int first_row = warpgroup * T::BLOCKS * 64;
+    const auto release = [&](int stage) {
+      if (lane < 2) arrive_at(empty[stage], lane);
+    };
+    for (int pair = blockIdx.x / 2; pair < work.pairs; pair += clusters) {
+      float sums[T::BLOCKS][T::SUMS];
+      int previous = 0;
+      for (int step = 0; step < steps; ++step, at.advance()) {
+        const uint32_t stage = ring + at.stage * T::STAGE;
+        const uint64_t x = operand(stage + first_row * ROW_BYTES), weight = operand(stage + T::X_BYTES);
+        wait(full[at.stage], at.parity);
+        hold(sums);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+        for (int k = 0; k < K_STEP / 16; ++k)
+#pragma unroll
+          for (int block = 0; block < T::BLOCKS; ++block)
+            multiply(sums[block], x + (block * 64 * ROW_BYTES + k * 32) / 16, weight + k * 32 / 16, step | k);
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        hold(sums);
+        wait_for_products<1>();
+        if (step) release(previous);
+        previous = at.stage;
+      }
+      wait_for_products<0>();
+      release(previous);
+      hold(sums);
+      write<T>(sums, work, Place<T>(work, pair, rank), first_row);
+    }
+  }
+  meet_cluster();  // the other block may still write here
+}
+
+// Describes a matrix [rows, k] in memory to the copy engine, which takes boxes of `box` rows by K_STEP.
+bool describe(CUtensorMap* map, const void* matrix, int rows, int k, int box) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    const auto error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                                        &found);
+    return error == cudaSuccess ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function) : nullptr;
+  }();
+  const cuuint64_t size[] = {(cuuint64_t)k, (cuuint64_t)rows}, stride[] = {(cuuint64_t)k * 2};
+  const cuuint32_t boxes[] = {K_STEP, (cuuint32_t)box}, steps[] = {1, 1};
+  return encode && encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), size, stride, boxes,
+                          steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+template <class T>
+const char* launch(Work work, const void* x, const void* weight, int multiprocessors, cudaStream_t stream) {
+  CUtensorMap x_map, weight_map;
+  if (!describe(&x_map, x, work.rows, work.k, T::SHARES_X ? T::ROWS / 2 : T::ROWS) ||
+      !describe(&weight_map, weight, 2 * work.features, work.k, T::HALF))
+    return "the operands cannot be described to the copy engine";
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(swiglu_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::SHARED_BYTES);
+  if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
+  work.row_tiles = (work.rows + T::ROWS - 1) / T::ROWS;
+  const int column_tiles = (work.features + T::HALF - 1) / T::HALF;
+  work.pairs = T::SHARES_X ? work.row_tiles * ((column_tiles + 1) / 2) : (work.row_tiles + 1) / 2 * column_tiles;
+  const int clusters = min(work.pairs, multiprocessors / 2);
+  swiglu_kernel<T><<<2 * clusters, T::THREADS, T::SHARED_BYTES, stream>>>(x_map, weight_map, work);
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace
+
+// What went wrong, or null. x [rows, k], weight [2 features, k] and out [rows, features] are dense; k and features are
+// multiples of 8; all begin at multiples of 16 bytes. The tile is one of those that ops/cuda_swiglu.py chooses from.
+extern "C" const char* mini_infer_swiglu(int tile_rows, int tile_width, void* out, const void* x, const void* weight,
+                                         int rows, int features, int k, int multiprocessors, cudaStream_t stream) {
+  const Work work{static_cast<bf16*>(out), rows, features, k};
+  if (rows < 1 || features < 8 || features % 8 || k < 8 || k % 8) return "N and K must be multiples of 8";
+  const auto is = [&](int rows, int width) { return tile_rows == rows && tile_width == width; };
+  if (is(256, 112)) return launch<Tile<2, 2, 112, true>>(work, x, weight, multiprocessors, stream);
+  if (is(256, 144)) return launch<Tile<2, 2, 144, true>>(work, x, weight, multiprocessors, stream);
+  if (is(256, 192)) return launch<Tile<2, 2, 192, true>>(work, x, weight, multiprocessors, stream);
+  if (is(192, 192)) return launch<Tile<3, 1, 192, false>>(work, x, weight, multiprocessors, stream);
+  return "no such tile";
+}

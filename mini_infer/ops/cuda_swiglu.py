@@ -1,0 +1,88 @@
+"""SiLU(x G^T) * (x U^T), the first half of a gated MLP, as one kernel in CUDA C++ (cuda/swiglu.cu) for many rows.
+
+Optional: `make build-ext` compiles it (ops/build_cuda.py), for Hopper alone. Where that was not done, cuBLAS multiplies
+and a second kernel applies the gate, which writes and reads 2N elements a row more. The driver loads a kernel when it
+is first launched; a step that becomes a graph has been run before (engine/rehearsal.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from mini_infer.ops.cuda_library import library_path, load
+from mini_infer.ops.dispatch import cdiv
+
+LIBRARY = library_path("swiglu")
+_ARGTYPES = (ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int] * 4, ctypes.c_void_p)
+# A tile takes its time however much of it is needed. From this share on, what the second kernel costs is saved.
+LEAST_USED = 0.93
+
+
+@dataclass(frozen=True)
+class Tile:
+    """rows: of x; width: rows of the weight, half of them gates; shares_x: the tiles of a pair (two blocks of a cluster
+    compute them side by side) have their rows of x in common, else their rows of the weight."""
+
+    rows: int
+    width: int
+    shares_x: bool
+
+    def used(self, rows: int, features: int, clusters: int) -> float:
+        """What share of the work is wanted, when so many clusters take pair after pair: tiles reach beyond the
+        result, and in the last round there may not be a pair for each cluster."""
+        row_tiles, column_tiles = cdiv(rows, self.rows), cdiv(2 * features, self.width)
+        pairs = row_tiles * cdiv(column_tiles, 2) if self.shares_x else cdiv(row_tiles, 2) * column_tiles
+        return rows * 2 * features / (cdiv(pairs, clusters) * clusters * 2 * self.rows * self.width)
+
+
+# That swiglu.cu is compiled for; of equals the first. Widths between the usual 128 and 256 divide the work evenly where
+# those would leave a third of the GPU idle in the last round: 37,888 x 256 by 144 x 256 is 2 rounds of 132 blocks.
+TILES = (Tile(256, 192, True), Tile(256, 144, True), Tile(256, 112, True), Tile(192, 192, False))
+
+
+@cache
+def tile_for(rows: int, features: int, k: int, dtype: torch.dtype, multiprocessors: int) -> Tile | None:
+    """The tile that wastes the least, if that is little enough; else None."""
+    if dtype != torch.bfloat16 or features % 8 or k % 8:
+        return None
+    used = {tile: tile.used(rows, features, multiprocessors // 2) for tile in TILES}
+    best = max(used, key=used.__getitem__)
+    return best if used[best] >= LEAST_USED else None
+
+
+def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
+    """`tile_for` x [M, K] on a GPU and weight [2N, K], where the kernel is built and the GPU runs it; else None."""
+    if load(LIBRARY, "swiglu", _ARGTYPES) is None:
+        return None
+    multiprocessors = _multiprocessors(x.device.index)
+    return tile_for(x.shape[0], weight.shape[0] // 2, x.shape[1], x.dtype, multiprocessors) if multiprocessors else None
+
+
+def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
+    """x [M, K] and weight [2N, K], gates over what they gate -> SiLU(gate) * up [M, N], rounded once.
+
+    All bfloat16, dense, and beginning at multiples of 16 bytes; N and K multiples of 8. Sums in float32. Raises
+    RuntimeError where the kernel is not built or cannot be launched so.
+    """
+    kernel = load(LIBRARY, "swiglu", _ARGTYPES)
+    if kernel is None:
+        raise RuntimeError("the CUDA kernels are not built: make build-ext")
+    assert x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous() and weight.is_contiguous()
+    rows, k = x.shape
+    out = x.new_empty(rows, weight.shape[0] // 2)
+    error = kernel(tile.rows, tile.width, out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, out.shape[1], k,
+                   _multiprocessors(x.device.index), torch.cuda.current_stream(x.device).cuda_stream)
+    if error is not None:
+        raise RuntimeError(f"swiglu.cu, {rows} rows, {tuple(weight.shape)}, {tile}: {error.decode()}")
+    return out
+
+
+@cache
+def _multiprocessors(device_index: int) -> int:
+    """How many the GPU has; 0 where it is not one that swiglu.cu is for."""
+    properties = torch.cuda.get_device_properties(device_index)
+    return properties.multi_processor_count if (properties.major, properties.minor) == (9, 0) else 0
