@@ -2,8 +2,9 @@
 
     python -m benchmarks.flash_decoding
 
-Needs a GPU. 32 query heads, 8 KV heads of 128, bf16, blocks anywhere in the pool. The unsplit side is our kernel for
-prompt chunks, which gives each sequence's KV head one program. TB/s are bytes of keys and values over time.
+Needs a GPU. 32 query heads, 8 KV heads of 128, bf16, blocks anywhere in the pool. The split side is what decode steps
+run, from the QKV matmul's result on. The unsplit side is Triton's kernel for prompt chunks, which gives each sequence's
+KV head one program. TB/s are bytes of keys and values over time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from benchmarks.gpu import device_of, parser
 from mini_infer.bench.gpu_time import ceilings, copies_for, graph_time
 from mini_infer.bench.kernels import attend, paged_inputs
 from mini_infer.bench.report import table
+from mini_infer.config import RopeConfig
+from mini_infer.ops.qkv_attention import qkv_attention
+from mini_infer.ops.rope import cos_sin_table
 
 HEADS, KV_HEADS, DIM = 32, 8, 128
 
@@ -43,7 +47,14 @@ WORKS += [Work("1 × 32,768 beside 255 × 500", (32768,) + (500,) * 255),
 def measure(work: Work) -> dict[str, object]:
     inputs = [paged_inputs(work.lengths, 1, HEADS, KV_HEADS, DIM) for _ in range(min(16, copies_for(work.num_bytes)))]
     unsplit = [(*rest, replace(batch, max_query_len=2, num_decodes=0)) for *rest, batch in inputs]
-    seconds = {"split": graph_time(lambda i: attend(*inputs[i]), len(inputs)),
+    qkv = torch.randn(len(work.lengths), (HEADS + 2 * KV_HEADS) * DIM, dtype=torch.bfloat16, device="cuda")
+    rope_table = cos_sin_table(RopeConfig(), DIM, max(work.lengths), qkv.device)
+
+    def split(i: int) -> torch.Tensor:
+        _, k_cache, v_cache, batch = inputs[i]
+        return qkv_attention(qkv, HEADS, KV_HEADS, DIM, batch, rope_table, k_cache, v_cache, DIM**-0.5, None)
+
+    seconds = {"split": graph_time(split, len(inputs)),
                "unsplit": graph_time(lambda i: attend(*unsplit[i]), len(inputs))}
     torch.testing.assert_close(attend(*inputs[0]), attend(*unsplit[0]), atol=2e-2, rtol=2e-2)
     row: dict[str, object] = {"work": work.name, "mbytes": round(work.num_bytes / 1e6, 1)}

@@ -3,8 +3,8 @@
     python -m benchmarks.swiglu [--models qwen2.5-7b,…] [--rows 256,384,2048]
 
 Needs a Hopper GPU. Each is a graph over copies of the weight that no cache holds, with a small kernel between two
-products as a step has it (its time is taken off). Two times are told: `first`, the best of three short runs, at whatever
-clock the GPU has then; and `held`, after half a second of nothing else, when power limits the clock, as it does in long
+products as a step has it (its time is taken off). Two times are told: `first`, the best of three short runs, at the
+clock that the GPU has then; and `held`, after half a second of nothing else, when power limits the clock, as in long
 runs. `*` marks the tile that ops/cuda_swiglu.py chooses, if it chooses one. Writes results/swiglu.json.
 """
 

@@ -7,7 +7,8 @@ the rows of a tile:
 - the split kernel (attention_split.py), for sequences of one token: a program owns a stretch of one sequence's keys
   (Flash-Decoding), and a small kernel merges the stretches.
 
-Which one runs follows from integers that the host knows; no kernel waits for the host, so CUDA graphs can hold them.
+Chunks that fill large tiles have a faster one in CUDA C++ on Hopper, where it is built (cuda_attention.py). Which one
+runs follows from integers that the host knows; no kernel waits for the host, so CUDA graphs can hold them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops import native
+from mini_infer.ops import cuda_attention, native
 from mini_infer.ops.attention_ragged import launch_ragged
 from mini_infer.ops.attention_split import launch_split
 from mini_infer.ops.dispatch import use_triton
@@ -229,8 +230,12 @@ def _paged_attention_triton(
     if batch.max_query_len == 1:
         launch_split(out, q, *caches, batch, scale_log2, window)
         return out
-    num_split = batch.num_decodes if batch.max_seq_len > LONG_CONTEXT else 0
+    by_cuda = cuda_attention.can_attend(q, k_cache, batch, window)
+    num_split = batch.num_decodes if by_cuda or batch.max_seq_len > LONG_CONTEXT else 0
     if num_split:
         launch_split(out, q, *caches, replace(batch, num_seqs=num_split), scale_log2, window)
-    launch_ragged(out, q, *caches, batch, scale_log2, window, first_seq=num_split)
+    if by_cuda:
+        cuda_attention.launch_chunks(out, q, *caches, batch, scale_log2, first_seq=num_split)
+    else:
+        launch_ragged(out, q, *caches, batch, scale_log2, window, first_seq=num_split)
     return out

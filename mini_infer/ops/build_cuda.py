@@ -46,7 +46,7 @@ def main() -> None:
     os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
     wanted = {"skinny": architectures}
     if "9.0" in architectures:
-        wanted["swiglu"] = "9.0a"  # instructions that only Hopper has
+        wanted |= {"swiglu": "9.0a", "attention": "9.0a"}  # instructions that only Hopper has
     shutil.rmtree(BUILD, ignore_errors=True)  # the lock of a build that was killed would hold this one
     BUILD.mkdir()
     for name, architecture in wanted.items():

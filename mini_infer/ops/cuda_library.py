@@ -9,6 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
+
 SOURCES = Path(__file__).parent / "cuda"
 BUILD = SOURCES / "build"
 
@@ -18,8 +20,9 @@ def source_path(name: str) -> Path:
 
 
 def library_path(name: str) -> Path:
-    """Where the library is, if it is built. It is named after the source's text: what another became is not loaded."""
-    return BUILD / f"mini_infer_{name}_{blake2b(source_path(name).read_bytes(), digest_size=4).hexdigest()}.so"
+    """Where the library is, if it is built. It is named after its sources' text: what others became is not loaded."""
+    text = b"".join(path.read_bytes() for path in (source_path(name), *sorted(SOURCES.glob("*.cuh"))))
+    return BUILD / f"mini_infer_{name}_{blake2b(text, digest_size=4).hexdigest()}.so"
 
 
 @cache
@@ -37,3 +40,10 @@ def load(library: Path, name: str, argtypes: Sequence[Any]) -> Callable[..., byt
     function.argtypes = argtypes
     function.restype = ctypes.c_char_p
     return function
+
+
+@cache
+def hopper_multiprocessors(device_index: int) -> int:
+    """How many this GPU has; 0 if it is not a Hopper, whose instructions (sm_90a) no later one has."""
+    properties = torch.cuda.get_device_properties(device_index)
+    return properties.multi_processor_count if (properties.major, properties.minor) == (9, 0) else 0

@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 
-from mini_infer.ops.cuda_library import library_path, load
+from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, load
 from mini_infer.ops.dispatch import cdiv
 
 LIBRARY = library_path("swiglu")
@@ -58,7 +58,7 @@ def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     """`tile_for` x [M, K] on a GPU and weight [2N, K], where the kernel is built and the GPU runs it; else None."""
     if load(LIBRARY, "swiglu", _ARGTYPES) is None:
         return None
-    multiprocessors = _multiprocessors(x.device.index)
+    multiprocessors = hopper_multiprocessors(x.device.index)
     return tile_for(x.shape[0], weight.shape[0] // 2, x.shape[1], x.dtype, multiprocessors) if multiprocessors else None
 
 
@@ -75,14 +75,7 @@ def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tens
     rows, k = x.shape
     out = x.new_empty(rows, weight.shape[0] // 2)
     error = kernel(tile.rows, tile.width, out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, out.shape[1], k,
-                   _multiprocessors(x.device.index), torch.cuda.current_stream(x.device).cuda_stream)
+                   hopper_multiprocessors(x.device.index), torch.cuda.current_stream(x.device).cuda_stream)
     if error is not None:
         raise RuntimeError(f"swiglu.cu, {rows} rows, {tuple(weight.shape)}, {tile}: {error.decode()}")
     return out
-
-
-@cache
-def _multiprocessors(device_index: int) -> int:
-    """How many the GPU has; 0 where it is not one that swiglu.cu is for."""
-    properties = torch.cuda.get_device_properties(device_index)
-    return properties.multi_processor_count if (properties.major, properties.minor) == (9, 0) else 0

@@ -52,7 +52,8 @@ class Runner:
         """Run the two extreme steps in the null slot, `num_tokens` tokens of as many sequences as there can be and a
         token for every slot: shows the peak of memory, and loads what the first requests would wait for."""
         largest = max(shape for shape in self._shapes if shape.max_query_len == 1)
-        self._run_chunk(num_tokens, min(largest.num_seqs, num_tokens), num_tokens)
+        num_seqs = min(largest.num_seqs, num_tokens)
+        self._run_chunk(num_tokens, num_seqs, num_tokens, num_seqs - 1)
         header = self._prepare_idle(largest)
         logits, _ = self._whole_step(largest)
         self._sampler.warm_up(logits, header.slots, header.seq_lens, self._state.params, self._state.token_ids)
@@ -65,10 +66,11 @@ class Runner:
         self._state.warm_up()
         powers = [1 << exponent for exponent in range(num_tokens.bit_length())]
         for size in powers[1:]:
-            self._run_chunk(size, 1, size)
+            for num_seqs in {1, min(size // 2, self._state.num_slots)}:  # one long chunk, many short ones
+                self._run_chunk(size, num_seqs, size, 0)
         for num_decodes in (size for size in powers[:-1] if size < min(self._state.num_slots, MAX_BATCH)):
             for length in (LONG_CONTEXT + 1, self._max_model_len):
-                self._run_chunk(num_decodes + 2, num_decodes + 1, length)
+                self._run_chunk(num_decodes + 2, num_decodes + 1, length, num_decodes)
 
     @torch.inference_mode()
     def rehearse_graphs(self) -> None:
@@ -80,14 +82,14 @@ class Runner:
     def _prepare_idle(self, shape: StepShape) -> Header:
         return self._state.idle_header(shape.num_seqs, shape.num_tokens)
 
-    def _run_chunk(self, num_tokens: int, num_seqs: int, max_seq_len: int) -> None:
+    def _run_chunk(self, num_tokens: int, num_seqs: int, max_seq_len: int, num_decodes: int) -> None:
         """`num_seqs` sequences in the null slot: a token each, and the last one has all others of `num_tokens`. Kernels
-        are chosen as if a context of up to `max_seq_len` tokens were among them."""
+        are chosen as if a context of up to `max_seq_len` tokens were among them, and so many decode tokens."""
         longest = num_tokens - num_seqs + 1
         header = self._state.idle_header(num_seqs, num_seqs)
         header.seq_lens[-1] = longest
         header.cu_seqlens_q[-1] = num_tokens
-        batch = self._batch(header, num_tokens, num_seqs, longest, max_seq_len, num_decodes=num_seqs - 1)
+        batch = self._batch(header, num_tokens, num_seqs, longest, max_seq_len, num_decodes)
         self._logits(self._model.forward(batch, self._caches), batch)
 
     @torch.inference_mode()

@@ -107,7 +107,7 @@ def test_the_build_says_what_is_missing(monkeypatch, tmp_path, missing, said):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("name, architecture", [("skinny", "90"), ("swiglu", "90a")])
+@pytest.mark.parametrize("name, architecture", [("skinny", "90"), ("swiglu", "90a"), ("attention", "90a")])
 def test_it_compiles_for_hopper(tmp_path, name, architecture):
     """With what torch's extension tools forbid; no GPU is needed. Nothing is spilled, no product waits for another."""
     flags = ["-D__CUDA_NO_HALF_CONVERSIONS__", "-D__CUDA_NO_BFLOAT16_CONVERSIONS__", "-std=c++17", "-Xptxas", "-v"]

@@ -26,7 +26,7 @@ from mini_infer.config import ModelConfig, RopeConfig, SchedulerConfig
 from mini_infer.core.plan import StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.models.decoder import Decoder
-from mini_infer.ops import cublaslt, cuda_skinny, cuda_swiglu
+from mini_infer.ops import cublaslt, cuda_attention, cuda_skinny, cuda_swiglu
 from mini_infer.protocol import AddRequest, SamplingParams
 from mini_infer.runtime import runner as runner_module
 from mini_infer.runtime.grammar import SlotGrammars
@@ -56,7 +56,7 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
         get_current_stream=lambda device: 0))
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
-    for kernel in (cuda_skinny, cuda_swiglu):  # compiled beforehand, and there is no GPU to launch them on
+    for kernel in (cuda_attention, cuda_skinny, cuda_swiglu):  # compiled beforehand; there is no GPU to launch them
         kernel.LIBRARY = Path("not built")
     cublaslt._table = lambda device: {}  # type: ignore  # what it does is the library's own
     prepare = runner_module.prepare_inputs

@@ -10,18 +10,9 @@
 // the tiles' ends; each of the other warpgroups multiplies 64 rows or 128. Two blocks (a cluster) work side by side on
 // two tiles that have either their rows of x or those of the weight in common: each brings half of these to both.
 
-#include <cuda.h>
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
-#include <stdint.h>
+#include "hopper.cuh"
 
 namespace {
-
-using bf16 = __nv_bfloat16;
-
-constexpr int K_STEP = 64;  // of K in a stage: 128 bytes of each row, which is what the swizzle spans
-constexpr int ROW_BYTES = K_STEP * 2;
-constexpr int MOST_SHARED = 232448;  // bytes that a block may have
 
 // A tile: WARPGROUPS x BLOCKS x 64 rows of x by WIDTH rows of the weight, half of them gates.
 template <int WARPGROUPS_, int BLOCKS_, int WIDTH_, bool SHARES_X_>
@@ -29,7 +20,7 @@ struct Tile {
   static constexpr int WARPGROUPS = WARPGROUPS_, BLOCKS = BLOCKS_, WIDTH = WIDTH_, HALF = WIDTH / 2;
   static constexpr bool SHARES_X = SHARES_X_;  // else the two blocks of a cluster share the weights
   static constexpr int ROWS = WARPGROUPS * BLOCKS * 64, SUMS = WIDTH / 2;
-  static constexpr int X_BYTES = ROWS * ROW_BYTES, WEIGHT_BYTES = WIDTH * ROW_BYTES, STAGE = X_BYTES + WEIGHT_BYTES;
+  static constexpr int X_BYTES = ROWS * SPAN_BYTES, WEIGHT_BYTES = WIDTH * SPAN_BYTES, STAGE = X_BYTES + WEIGHT_BYTES;
   static constexpr int STAGES = (MOST_SHARED - 2048) / STAGE, SHARED_BYTES = STAGES * STAGE + 1024;
   static constexpr int THREADS = (WARPGROUPS + 1) * 128;
   static constexpr int COPY_REGISTERS = WARPGROUPS == 2 ? 40 : 32, SUM_REGISTERS = WARPGROUPS == 2 ? 232 : 160;
@@ -42,8 +33,6 @@ struct Work {
   int row_tiles, pairs;  // pairs of tiles, one for each cluster at a time
 };
 
-__device__ uint32_t shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }
-
 __device__ int cluster_rank() {
   int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -54,22 +43,6 @@ __device__ void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-__device__ void set_up(uint64_t& barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&barrier)), "r"(arrivals));
-}
-
-__device__ void wait(uint64_t& barrier, uint32_t parity) {
-  asm volatile(
-      "{.reg .pred done;\n"
-      "again: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;}" ::"r"(shared_address(&barrier)), "r"(parity) : "memory");
-}
-
-__device__ void arrive_and_expect(uint64_t& barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&barrier)), "r"(bytes)
-               : "memory");
-}
-
 // At the same barrier of the cluster's block `rank`.
 __device__ void arrive_at(uint64_t& barrier, int rank) {  // with .release.cluster it would flush what it need not
   asm volatile(
@@ -77,26 +50,6 @@ __device__ void arrive_at(uint64_t& barrier, int rank) {  // with .release.clust
       "mapa.shared::cluster.u32 there, %0, %1;\n"
       "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(shared_address(&barrier)), "r"(rank)
       : "memory");
-}
-
-// A box of the matrix that the map describes, from (row, k) on, to `target`; zeros beyond the matrix. `barrier` counts
-// its bytes. `to_both`: to the same place in both blocks of the cluster, and counted by both.
-__device__ void copy(const CUtensorMap& map, uint32_t target, uint64_t& barrier, int k, int row, bool to_both) {
-  const uint64_t from = reinterpret_cast<uint64_t>(&map);
-  if (to_both)
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(target), "l"(from), "r"(shared_address(&barrier)), "r"(k), "r"(row),
-        "h"((uint16_t)3) : "memory");
-  else
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-            target), "l"(from), "r"(shared_address(&barrier)), "r"(k), "r"(row) : "memory");
-}
-
-// How wgmma finds an operand whose rows of 128 bytes were swizzled on the way: 8 rows every 1,024 bytes.
-__device__ uint64_t operand(uint32_t address) {
-  return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
 
 // sums [64, WIDTH] (+)= x [64, 16] weight [WIDTH, 16]^T, both in shared memory. Of a warp's 16 rows a thread holds two:
@@ -127,33 +80,6 @@ __device__ uint64_t operand(uint32_t address) {
 DEFINE_MULTIPLY(112)
 DEFINE_MULTIPLY(144)
 DEFINE_MULTIPLY(192)
-
-template <int PENDING>
-__device__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
-}
-
-// What is in registers, the compiler may not move over this.
-template <int BLOCKS, int SUMS>
-__device__ void hold(float (&sums)[BLOCKS][SUMS]) {
-#pragma unroll
-  for (int block = 0; block < BLOCKS; ++block)
-#pragma unroll
-    for (int i = 0; i < SUMS; ++i) asm volatile("" : "+f"(sums[block][i])::"memory");
-}
-
-// Which place of the ring is next, and whether its barriers are in an odd round.
-template <int STAGES>
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == STAGES) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 template <class T>
 struct Place {
@@ -209,7 +135,7 @@ __global__ void __cluster_dims__(2) __launch_bounds__(T::THREADS, 1)
   __shared__ uint64_t full[T::STAGES], empty[T::STAGES];
   const uint32_t ring = (shared_address(unaligned) + 1023) & ~1023u;
   const int rank = cluster_rank(), warpgroup = threadIdx.x / 128, lane = threadIdx.x % 32;
-  const int steps = (work.k + K_STEP - 1) / K_STEP, clusters = gridDim.x / 2;
+  const int steps = (work.k + SPAN - 1) / SPAN, clusters = gridDim.x / 2;
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < T::STAGES; ++stage) {
       set_up(full[stage], 1);
@@ -227,7 +153,7 @@ __global__ void __cluster_dims__(2) __launch_bounds__(T::THREADS, 1)
         for (int step = 0; step < steps; ++step, at.advance()) {
           const uint32_t x = ring + at.stage * T::STAGE, gate = x + T::X_BYTES, up = gate + T::WEIGHT_BYTES / 2;
           uint64_t& barrier = full[at.stage];
-          const int k = step * K_STEP;
+          const int k = step * SPAN;
           wait(empty[at.stage], at.parity ^ 1);
           arrive_and_expect(barrier, T::STAGE);
           if (T::SHARES_X) {
@@ -253,44 +179,28 @@ __global__ void __cluster_dims__(2) __launch_bounds__(T::THREADS, 1)
       int previous = 0;
       for (int step = 0; step < steps; ++step, at.advance()) {
         const uint32_t stage = ring + at.stage * T::STAGE;
-        const uint64_t x = operand(stage + first_row * ROW_BYTES), weight = operand(stage + T::X_BYTES);
+        const uint64_t x = operand(stage + first_row * SPAN_BYTES), weight = operand(stage + T::X_BYTES);
         wait(full[at.stage], at.parity);
-        hold(sums);
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        for (auto& block : sums) hold(block);
+        begin_products();
 #pragma unroll
-        for (int k = 0; k < K_STEP / 16; ++k)
+        for (int k = 0; k < SPAN / 16; ++k)
 #pragma unroll
           for (int block = 0; block < T::BLOCKS; ++block)
-            multiply(sums[block], x + (block * 64 * ROW_BYTES + k * 32) / 16, weight + k * 32 / 16, step | k);
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-        hold(sums);
+            multiply(sums[block], x + (block * 64 * SPAN_BYTES + k * 32) / 16, weight + k * 32 / 16, step | k);
+        commit_products();
+        for (auto& block : sums) hold(block);
         wait_for_products<1>();
         if (step) release(previous);
         previous = at.stage;
       }
       wait_for_products<0>();
       release(previous);
-      hold(sums);
+      for (auto& block : sums) hold(block);
       write<T>(sums, work, Place<T>(work, pair, rank), first_row);
     }
   }
   meet_cluster();  // the other block may still write here
-}
-
-// Describes a matrix [rows, k] in memory to the copy engine, which takes boxes of `box` rows by K_STEP.
-bool describe(CUtensorMap* map, const void* matrix, int rows, int k, int box) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
-    const auto error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
-                                                        &found);
-    return error == cudaSuccess ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function) : nullptr;
-  }();
-  const cuuint64_t size[] = {(cuuint64_t)k, (cuuint64_t)rows}, stride[] = {(cuuint64_t)k * 2};
-  const cuuint32_t boxes[] = {K_STEP, (cuuint32_t)box}, steps[] = {1, 1};
-  return encode && encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(matrix), size, stride, boxes,
-                          steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <class T>
