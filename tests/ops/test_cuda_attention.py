@@ -20,7 +20,7 @@ SEQUENCES = [(1, 0), (33, 0), (1, 127), (31, 97), (5, 130), (128, 0), (64, 192),
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("block_size", [64, 128, 256])
-@pytest.mark.parametrize("heads", [(32, 8), (28, 4), (16, 16), (7, 1), (12, 4), (64, 1)], ids=str)
+@pytest.mark.parametrize("heads", [(32, 8), (28, 4), (16, 16), (5, 1), (12, 4), (64, 1), (100, 1)], ids=str)
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf], ids=str)
 def test_on_a_gpu(paged_case, assert_close, heads, block_size, garbage):
     needs_the_kernel()

@@ -202,7 +202,7 @@ __device__ void bring(const Work& work, const CUtensorMap& q_map, const CUtensor
         load(k_map, shared.k_full[at.stage], shared.k_empty[at.stage], k + at.stage * TILE_BYTES);
         if (step == last) {
           wait(shared.q_empty, q_at.parity ^ 1);
-          arrive_and_expect(shared.q_full, 2 * ROWS / work.group * work.group * SPAN_BYTES);
+          arrive_and_expect(shared.q_full, ROWS / work.group * work.group * DIM * 2);
           for (int half = 0; half < 2; ++half)
             copy_heads(q_map, queries + half * HALF_BYTES, shared.q_full, half * SPAN, tile.kv_head * work.group,
                        tile.first_token);
