@@ -69,11 +69,16 @@ def build(config: EngineConfig, sim: SimConfig | None) -> tuple[EngineLoop, Engi
         return loop, info, lambda asked: None  # the simulated executor refuses it
     start = time.perf_counter()
     from mini_infer.engine.build import build_engine
+    from mini_infer.ops.cuda_library import hopper_multiprocessors, is_built
     from mini_infer.runtime.memory import format_ledger
 
     log_phase("imports", time.perf_counter() - start)
     engine = build_engine(config, report=log_phase, progress=sys.stderr.isatty())
     log(f"memory: {format_ledger(engine.info.memory_bytes)}")
+    device = engine.info.device
+    if device.startswith("cuda") and not is_built() and hopper_multiprocessors(int(device.partition(":")[2] or 0)):
+        log("the optional CUDA kernels are not built; where nvcc is, python -m mini_infer.ops.build_cuda builds them, "
+            "for prompts and large batches")
     threading.Thread(target=engine.grammars.warm, name="grammar-warm-up", daemon=True).start()
     return engine.loop, engine.info, engine.grammars.check
 

@@ -42,6 +42,11 @@ def load(library: Path, name: str, argtypes: Sequence[Any]) -> Callable[..., byt
     return function
 
 
+def is_built() -> bool:
+    """Whether all of them are."""
+    return all(library_path(source.stem).exists() for source in SOURCES.glob("*.cu"))
+
+
 @cache
 def hopper_multiprocessors(device_index: int) -> int:
     """How many this GPU has; 0 if it is not a Hopper, whose instructions (sm_90a) no later one has."""

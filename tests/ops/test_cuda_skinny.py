@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from mini_infer.ops import build_cuda, cuda_skinny, linear
+from mini_infer.ops import build_cuda, cuda_library, cuda_skinny, linear
 from mini_infer.ops.cuda_library import source_path
 from mini_infer.ops.cuda_skinny import TILES, CudaTile, tile_for
 from mini_infer.ops.epilogue import Epilogue
@@ -87,6 +87,16 @@ def test_dispatch_takes_it_where_it_is_built_and_wins(monkeypatch):
         linear.norm_swiglu(torch.zeros(rows, 1024, dtype=BF16), torch.ones(1024, dtype=BF16), 1e-6, gate_up, None)
     assert called == [(1, False, None), (8, False, None), (16, False, CudaTile(2, 16, 2)),
                       (8, True, None), (16, True, CudaTile(2, 8, 2))]
+
+
+def test_all_are_built_or_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda_library, "BUILD", tmp_path)
+    names = sorted(source.stem for source in cuda_library.SOURCES.glob("*.cu"))
+    assert names == ["attention", "skinny", "swiglu"]
+    for name in names:
+        assert not cuda_library.is_built()
+        cuda_library.library_path(name).touch()
+    assert cuda_library.is_built()
 
 
 @pytest.mark.parametrize("missing, said", [("cuda", "has no CUDA"), ("nvcc", "CUDA_HOME"), ("ninja", "ninja"),
