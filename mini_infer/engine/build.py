@@ -27,9 +27,10 @@ from mini_infer.models.hub import resolve
 from mini_infer.models.loader import load_model
 from mini_infer.models.registry import load_config, load_plugins
 from mini_infer.protocol import EngineInfo
+from mini_infer.runtime.freed_memory import FreedMemory
 from mini_infer.runtime.grammar import SlotGrammars
 from mini_infer.runtime.kv_pool import KVPool
-from mini_infer.runtime.memory import device_ledger, keep_freed_memory, kv_budget_cpu, kv_budget_cuda, used_cuda
+from mini_infer.runtime.memory import device_ledger, kv_budget_cpu, kv_budget_cuda, used_cuda
 from mini_infer.runtime.runner import Runner
 from mini_infer.runtime.sampler import Sampler
 from mini_infer.runtime.state import SlotState
@@ -110,8 +111,7 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         model = load_model(model_dir, model_config, adapter, dtype=dtype, device=device, load_format=config.load_format,
                            progress=progress, max_model_len=limits.max_model_len, seed=config.seed)
         _synchronize(device)
-    if device.type == "cpu":
-        keep_freed_memory()
+    freed = FreedMemory() if device.type == "cpu" else None
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     elif device.type == "cpu" and model.num_parameters < SMALL_MODEL:
@@ -151,7 +151,8 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
         max_num_seqs=limits.max_num_seqs, max_num_batched_tokens=limits.max_num_batched_tokens, block_size=block_size,
         num_blocks=num_blocks, pipeline_depth=limits.pipeline_depth, eos_token_ids=list(model_config.eos_token_ids),
         startup_seconds=phases.seconds, memory_bytes=memory)
-    return Engine(EngineLoop(scheduler, LocalExecutor(runner), limits.pipeline_depth), info, grammars, load_tokenizer)
+    loop = EngineLoop(scheduler, LocalExecutor(runner, freed), limits.pipeline_depth)
+    return Engine(loop, info, grammars, load_tokenizer)
 
 
 def pick_device(name: str) -> torch.device:

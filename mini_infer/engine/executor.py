@@ -6,15 +6,21 @@ import torch
 
 from mini_infer.core.plan import DeviceLostError, StepPlan
 from mini_infer.engine.loop import PendingStep, StepFailedError
+from mini_infer.runtime.freed_memory import FreedMemory
 from mini_infer.runtime.runner import Runner
 
 
 class LocalExecutor:
-    def __init__(self, runner: Runner):
+    """`freed`: what its steps leave, where the device is a CPU."""
+
+    def __init__(self, runner: Runner, freed: FreedMemory | None = None):
         self._runner = runner
+        self._freed = freed
 
     def submit(self, plan: StepPlan) -> PendingStep:
         """Raises StepFailedError when there is no memory for the step, DeviceLostError when the device has failed."""
+        if self._freed is not None:
+            self._freed.give_back()
         try:
             return self._runner.execute(plan)
         except torch.cuda.OutOfMemoryError as error:

@@ -92,10 +92,12 @@ class _Call:
 
 
 class _Plan:
-    """The calls that a step's attention takes, the same in all its layers."""
+    """The calls that a step's attention takes, the same in all its layers. The batch holds it, so it does not hold the
+    batch: what goes in a circle stays, with all its tensors, until the garbage collector comes."""
 
     def __init__(self, batch: ForwardBatch, num_kv_heads: int, block_size: int, window: int | None, dtype: torch.dtype):
-        self._batch = batch
+        self._num_tokens = batch.num_tokens
+        self._block_table = batch.block_table
         self._num_kv_heads = num_kv_heads
         self._block_size = block_size
         self._window = window
@@ -121,7 +123,7 @@ class _Plan:
         first_key = 0 if window is None else max(0, length - n + 1 - window)
         first_block = first_key // block_size
         slot = self._slots[b]
-        table = self._batch.block_table[slot : slot + 1, first_block : -(-length // block_size)]
+        table = self._block_table[slot : slot + 1, first_block : -(-length // block_size)]
         mask = None
         if n > 1 and (first_key > 0 or length > n or window is not None):
             query_pos = torch.arange(length - n, length)[:, None]
@@ -131,27 +133,27 @@ class _Plan:
                 seen &= key_pos > query_pos - window
             mask = self._mask(seen)
         keys = slice(first_key - first_block * block_size, length - first_block * block_size)
-        tokens = None if n == self._batch.num_tokens else slice(begin, end)
+        tokens = None if n == self._num_tokens else slice(begin, end)
         return _Call([b], tokens, self._pages(table), keys, mask)
 
     def _together(self, group: list[int]) -> _Call:
         """A call for sequences with a token each, their keys padded to those of the longest."""
-        batch, window, block_size = self._batch, self._window, self._block_size
-        tokens, slots = None, batch.slots
-        if len(group) < batch.num_tokens:  # else it is 0 .. B - 1 in order
-            tokens, slots = torch.tensor([self._starts[b] for b in group]), slots[group]
+        window, block_size = self._window, self._block_size
+        tokens, slots = None, torch.tensor([self._slots[b] for b in group])
+        if len(group) < self._num_tokens:  # else it is 0 .. B - 1 in order
+            tokens = torch.tensor([self._starts[b] for b in group])
         lens = [self._lens[b] for b in group]
         ends = torch.tensor(lens, dtype=torch.int32)[:, None]
         if window is None or max(lens) <= window:
             num_pages = -(-max(lens) // block_size)
-            table = batch.block_table[:, :num_pages].index_select(0, slots)
+            table = self._block_table[:, :num_pages].index_select(0, slots)
             seen = torch.arange(num_pages * block_size, dtype=torch.int32) < ends
         else:
             first_blocks = (ends - window).clamp_(min=0) // block_size
-            max_blocks = batch.block_table.shape[1]
+            max_blocks = self._block_table.shape[1]
             num_pages = min(-(-window // block_size) + 1, max_blocks)
             columns = first_blocks + torch.arange(num_pages)
-            table = batch.block_table[slots[:, None], columns.clamp(max=max_blocks - 1)]
+            table = self._block_table[slots[:, None], columns.clamp(max=max_blocks - 1)]
             key_pos = first_blocks * block_size + torch.arange(num_pages * block_size)
             seen = (key_pos < ends) & (key_pos >= ends - window)
         return _Call(group, tokens, self._pages(table), slice(None), self._mask(seen[:, None, None]))

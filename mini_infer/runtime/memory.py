@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Mapping
 
 import torch
@@ -75,17 +73,3 @@ def format_ledger(ledger: Mapping[str, int]) -> str:
 def kv_budget_cpu(wanted: int) -> int:
     """Bytes for the KV pool on a CPU: `wanted`, but no more than a sensible share of the RAM available."""
     return min(wanted, int(available_ram() * CPU_SHARE))
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed arrays up to 32 MiB for the next step, instead of giving their pages back and faulting
-    them in again: 5 to 10 % of a batch of 16 prompts on a CPU. Without effect where the C library is another."""
-    if not sys.platform.startswith("linux"):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return
-    for option, value in ((trim_threshold, 2**31 - 1), (top_pad, 64 << 20), (mmap_threshold, 32 << 20)):
-        mallopt(option, value)
