@@ -1,7 +1,8 @@
 """`make build-ext`: compiles the CUDA kernels that are optional (ops/cuda) for the GPU that is here, in some seconds.
 
 Needs a torch with CUDA, the CUDA toolkit (CUDA_HOME, or where nvcc is), ninja and a C++ compiler. TORCH_CUDA_ARCH_LIST
-names other GPUs than the one that is here ("9.0;10.0"). To do without the kernels again, delete ops/cuda/build.
+names other GPUs than the one that is here ("9.0;10.0"). Two of the kernels are for Hopper alone and need a toolkit of
+12.5 or later. To do without the kernels again, delete ops/cuda/build.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -45,16 +47,16 @@ def main() -> None:
         architectures = "{}.{}+PTX".format(*capability)  # which a later GPU's driver compiles for itself
     os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
     wanted = {"skinny": architectures}
-    if "9.0" in architectures:
+    if any(name in architectures for name in ("9.0", "Hopper", "native")):
         wanted |= {"swiglu": "9.0a", "attention": "9.0a"}  # instructions that only Hopper has
-    shutil.rmtree(BUILD, ignore_errors=True)  # the lock of a build that was killed would hold this one
-    BUILD.mkdir()
+    BUILD.mkdir(exist_ok=True)
     for name, architecture in wanted.items():
         build(name, architecture, home)
 
 
 def build(name: str, architecture: str, home: Path) -> None:
-    """Compile one of ops/cuda, or exit with what was wrong."""
+    """Compile one of ops/cuda, or exit with what was wrong. The library is whole when it appears, and replaces those of
+    older sources; until then what there was stays."""
     from torch.utils import cpp_extension  # here, since it looks for the toolkit when imported
 
     source, library = source_path(name), library_path(name)
@@ -62,10 +64,14 @@ def build(name: str, architecture: str, home: Path) -> None:
     os.environ["TORCH_CUDA_ARCH_LIST"] = architecture
     begin = time.monotonic()
     try:
-        cpp_extension.load(library.stem, [str(source)], extra_cuda_cflags=["-O3"], build_directory=str(library.parent),
-                           verbose=True, is_python_module=False)
-    except (RuntimeError, OSError) as error:
+        with tempfile.TemporaryDirectory(dir=BUILD) as folder:
+            cpp_extension.load(library.stem, [str(source)], extra_cuda_cflags=["-O3"], build_directory=folder,
+                               verbose=True, is_python_module=False)
+            os.replace(Path(folder) / library.name, library)
+    except (RuntimeError, OSError, ValueError) as error:
         sys.exit(f"build-ext: {error}")
+    for older in set(BUILD.glob(f"mini_infer_{name}_*.so")) - {library}:
+        older.unlink(missing_ok=True)
     print(f"build-ext: {library} in {time.monotonic() - begin:.0f} s")
 
 

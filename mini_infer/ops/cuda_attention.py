@@ -41,8 +41,8 @@ def launch_chunks(
     first_seq: int = 0,
 ) -> None:
     """q [T, Hq, 128] -> out [T, Hq, 128], dense, for the sequences from `first_seq` on; those before it have a token
-    each. Queries of each token and head begin at multiples of 16 bytes. One launch at a time on a device. Raises
-    RuntimeError where the kernel is not built or cannot be launched so.
+    each. All on the current device; queries of each token and head begin at multiples of 16 bytes. One launch at a time
+    on a device: two would skip tiles. Raises RuntimeError where the kernel is not built or cannot be launched so.
     """
     kernel = load(LIBRARY, "attention", _ARGTYPES)
     if kernel is None:

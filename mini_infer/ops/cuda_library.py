@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -26,7 +26,7 @@ def library_path(name: str) -> Path:
 
 
 @cache
-def load(library: Path, name: str, argtypes: Sequence[Any]) -> Callable[..., bytes | None] | None:
+def load(library: Path, name: str, argtypes: tuple[Any, ...]) -> Callable[..., bytes | None] | None:
     """The library's function, which returns what went wrong, or None where it is not built.
 
     Raises RuntimeError where it is and cannot be loaded.
@@ -51,4 +51,5 @@ def is_built() -> bool:
 def hopper_multiprocessors(device_index: int) -> int:
     """How many this GPU has; 0 if it is not a Hopper, whose instructions (sm_90a) no later one has."""
     properties = torch.cuda.get_device_properties(device_index)
-    return properties.multi_processor_count if (properties.major, properties.minor) == (9, 0) else 0
+    is_hopper = torch.version.hip is None and (properties.major, properties.minor) == (9, 0)
+    return properties.multi_processor_count if is_hopper else 0

@@ -65,8 +65,8 @@ def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
 def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
     """x [M, K] and weight [2N, K], gates over what they gate -> SiLU(gate) * up [M, N], rounded once.
 
-    All bfloat16, dense, and beginning at multiples of 16 bytes; N and K multiples of 8. Sums in float32. Raises
-    RuntimeError where the kernel is not built or cannot be launched so.
+    All bfloat16, dense, and beginning at multiples of 16 bytes, on the current device; N and K multiples of 8. Sums in
+    float32. Raises RuntimeError where the kernel is not built or cannot be launched so.
     """
     kernel = load(LIBRARY, "swiglu", _ARGTYPES)
     if kernel is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,6 +98,34 @@ def test_all_are_built_or_not(monkeypatch, tmp_path):
         assert not cuda_library.is_built()
         cuda_library.library_path(name).touch()
     assert cuda_library.is_built()
+
+
+def test_a_library_appears_whole_in_place_of_older_ones(monkeypatch, tmp_path):
+    from torch.utils import cpp_extension
+
+    older, other = tmp_path / "mini_infer_skinny_0.so", tmp_path / "mini_infer_swiglu_0.so"
+    older.touch()
+    other.touch()
+    monkeypatch.setattr(cuda_library, "BUILD", tmp_path)
+    monkeypatch.setattr(build_cuda, "BUILD", tmp_path)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    library = cuda_library.library_path("skinny")
+
+    def fail(*_, **__):
+        raise ValueError("no such architecture")
+
+    monkeypatch.setattr(cpp_extension, "load", fail)
+    with pytest.raises(SystemExit, match="build-ext: no such architecture"):
+        build_cuda.build("skinny", "sm_90", tmp_path)
+    assert set(tmp_path.iterdir()) == {older, other}
+
+    def load(name, sources, *, build_directory, **_):
+        assert sources == [str(cuda_library.source_path("skinny"))] and not library.exists()
+        Path(build_directory, f"{name}.so").write_text("built")
+
+    monkeypatch.setattr(cpp_extension, "load", load)
+    build_cuda.build("skinny", "9.0", tmp_path)
+    assert library.read_text() == "built" and set(tmp_path.iterdir()) == {library, other}
 
 
 @pytest.mark.parametrize("missing, said", [("cuda", "has no CUDA"), ("nvcc", "CUDA_HOME"), ("ninja", "ninja"),

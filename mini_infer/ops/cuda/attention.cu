@@ -17,8 +17,12 @@ constexpr int WARPGROUPS = 2, THREADS = (WARPGROUPS + 1) * 128;
 constexpr int HALF_BYTES = KEYS * SPAN_BYTES;  // 64 of the dimensions, of all keys (or rows) of a tile
 constexpr int TILE_BYTES = 2 * HALF_BYTES, SHARED_BYTES = (1 + 2 * STAGES) * TILE_BYTES + 1024;
 constexpr int TURN = 1, BOTH = TURN + WARPGROUPS;  // numbers of barriers among threads
+constexpr int COPY_REGISTERS = 56, SUM_REGISTERS = 224;  // a thread's, as in swiglu.cu
+static_assert(COPY_REGISTERS + WARPGROUPS * SUM_REGISTERS <= registers_of_launch(THREADS) * (WARPGROUPS + 1),
+              "setmaxnreg would wait for ever");
 
-__device__ int next_tile, blocks_done;  // of the kernel that runs: one at a time. The last block makes them 0 again.
+// Of the kernel that runs; the last of its blocks makes them 0 again. Two at a time would skip tiles.
+__device__ int next_tile, blocks_done;
 
 struct Work {
   bf16* out;                // [T, heads, DIM]
@@ -171,7 +175,7 @@ __device__ void bring(const Work& work, const CUtensorMap& q_map, const CUtensor
   int number = blockIdx.x;
   while (true) {
     const Tile tile(work, number);
-    if (lane == 0) number = gridDim.x + atomicAdd(&next_tile, 1);  // it takes a while
+    if (lane == 0) number = gridDim.x + atomicAdd(&next_tile, 1);
     if (tile.num_tokens) {
       wait(shared.tile_empty[tile_at.stage], tile_at.parity ^ 1);
       if (lane == 0) {
@@ -238,7 +242,7 @@ __device__ void attend(const Work& work, Shared& shared, uint32_t queries, uint3
   Ring<STAGES> k_at, v_at;
   Ring<2> tile_at;
   Ring<1> q_at;
-  if (warpgroup) pass(TURN, WARPGROUPS * 128);  // the first warpgroup's turn
+  if (warpgroup) pass(TURN, WARPGROUPS * 128);  // the first warpgroup's turn; as many stay to be taken at the end
   while (true) {
     wait(shared.tile_full[tile_at.stage], tile_at.parity);
     const Tile tile = shared.tile[tile_at.stage];
@@ -250,7 +254,8 @@ __device__ void attend(const Work& work, Shared& shared, uint32_t queries, uint3
     for (int r = 0; r < 2; ++r)
       position[r] = min(tile.first_position + (first_row + 8 * r) / work.group, tile.end - 1);
     Softmax softmax;
-    Values scores, sums = {};
+    Values scores;
+    Values sums = {};
     float decay[2];
     uint32_t weights[KEYS / 4];
     const auto score = [&] {
@@ -358,10 +363,10 @@ __global__ void __launch_bounds__(THREADS, 1)
   }
   __syncthreads();
   if (threadIdx.x / 128 == WARPGROUPS) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
     if (threadIdx.x / 32 == WARPGROUPS * 4) bring(work, q_map, k_map, v_map, shared, queries, k, v);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(SUM_REGISTERS));
     attend(work, shared, queries, k, v);
   }
 }
@@ -377,17 +382,18 @@ extern "C" const char* mini_infer_attention(void* out, const void* q, const void
                                             int64_t head_stride, int64_t table_stride, int num_tokens, int first_seq,
                                             int num_seqs, int kv_heads, int group, int block_size, int num_tiles,
                                             float scale, int multiprocessors, cudaStream_t stream) {
-  if (group < 1 || group > ROWS || block_size % PAGE) return "blocks must be multiples of 64 tokens";
+  if (block_size % PAGE) return "blocks must be multiples of 64 tokens";
+  if (group < 1 || group > ROWS) return "a KV head can have 128 query heads at most";
   const uint64_t size[] = {DIM, (uint64_t)kv_heads * group, (uint64_t)num_tokens};
   const uint64_t strides[] = {(uint64_t)head_stride * 2, (uint64_t)token_stride * 2};
   const uint32_t box[] = {SPAN, (uint32_t)group, (uint32_t)(ROWS / group)};
   CUtensorMap q_map, k_map, v_map;
   if (!describe<3>(&q_map, q, size, strides, box) || !describe(&k_map, k_cache, cache_rows, DIM, PAGE) ||
       !describe(&v_map, v_cache, cache_rows, DIM, PAGE))
-    return "queries or caches cannot be described to the copy engine";
+    return "queries or caches cannot be described to the copy engine, or the driver is too old for it";
   const Work work{static_cast<bf16*>(out), cu_seqlens_q, seq_lens, slots, block_table, table_stride, first_seq,
                   num_seqs, kv_heads, group, block_size, num_tiles, scale};
-  static const cudaError_t allowed =
+  const cudaError_t allowed =  // on the current device
       cudaFuncSetAttribute(attention_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED_BYTES);
   if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
   attention_kernel<<<min(multiprocessors, num_tiles * kv_heads), THREADS, SHARED_BYTES, stream>>>(q_map, k_map, v_map,

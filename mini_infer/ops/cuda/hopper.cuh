@@ -16,6 +16,9 @@ constexpr int SPAN = 64;  // elements of 128 bytes: as far as the swizzle goes, 
 constexpr int SPAN_BYTES = 128;
 constexpr int MOST_SHARED = 232448;  // bytes that a block may have
 
+// What each thread of a block alone on its SM is launched with.
+constexpr int registers_of_launch(int threads) { return 65536 / threads / 8 * 8; }
+
 __device__ uint32_t shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }
 
 __device__ void set_up(uint64_t& barrier, int arrivals) {
@@ -107,7 +110,7 @@ bool describe(CUtensorMap* map, const void* array, const uint64_t (&size)[RANK],
               const uint32_t (&box)[RANK]) {
   static const auto encode = [] {
     void* function = nullptr;
-    cudaDriverEntryPointQueryResult found;
+    cudaDriverEntryPointQueryResult found;  // asked for, not needed
     const auto error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
                                                         &found);
     return error == cudaSuccess ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function) : nullptr;

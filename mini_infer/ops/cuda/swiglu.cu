@@ -21,10 +21,14 @@ struct Tile {
   static constexpr bool SHARES_X = SHARES_X_;  // else the two blocks of a cluster share the weights
   static constexpr int ROWS = WARPGROUPS * BLOCKS * 64, SUMS = WIDTH / 2;
   static constexpr int X_BYTES = ROWS * SPAN_BYTES, WEIGHT_BYTES = WIDTH * SPAN_BYTES, STAGE = X_BYTES + WEIGHT_BYTES;
+  // 1,024 bytes to align the ring, the rest for barriers.
   static constexpr int STAGES = (MOST_SHARED - 2048) / STAGE, SHARED_BYTES = STAGES * STAGE + 1024;
   static constexpr int THREADS = (WARPGROUPS + 1) * 128;
+  // A thread's, out of what the block is launched with: those that copy give most of theirs to those that sum.
   static constexpr int COPY_REGISTERS = WARPGROUPS == 2 ? 40 : 32, SUM_REGISTERS = WARPGROUPS == 2 ? 232 : 160;
   static_assert(STAGES >= 3 && HALF % 8 == 0, "");
+  static_assert(COPY_REGISTERS + WARPGROUPS * SUM_REGISTERS <= registers_of_launch(THREADS) * (WARPGROUPS + 1),
+                "setmaxnreg would wait for ever");
 };
 
 struct Work {
@@ -53,7 +57,8 @@ __device__ void arrive_at(uint64_t& barrier, int rank) {  // with .release.clust
 }
 
 // sums [64, WIDTH] (+)= x [64, 16] weight [WIDTH, 16]^T, both in shared memory. Of a warp's 16 rows a thread holds two:
-// sums[4 c + 2 r + i] is row lane / 4 + 8 r, column 8 c + lane % 4 * 2 + i. The instruction's name holds the width.
+// sums[4 c + 2 r + i] is row lane / 4 + 8 r, column 8 c + lane % 4 * 2 + i. The instruction's name holds the width; its
+// inputs are declared as outputs so that they are numbered before the sums.
 #define REGISTERS_112 \
   "%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29" \
   ",%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54" \
@@ -119,7 +124,7 @@ __device__ void write(const float (&sums)[T::BLOCKS][T::SUMS], const Work& work,
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           const float gate = sums[block][4 * c + 2 * r + i], up = sums[block][T::SUMS / 2 + 4 * c + 2 * r + i];
-          y[i] = gate * up * sigmoid(gate);
+          y[i] = gate * sigmoid(gate) * up;  // in this order, nothing overflows that is damped
         }
         const __nv_bfloat162 pair = __floats2bfloat162_rn(y[0], y[1]);
         if (inside && c * 8 < columns) *reinterpret_cast<__nv_bfloat162*>(out + c * 8) = pair;
@@ -172,7 +177,7 @@ __global__ void __cluster_dims__(2) __launch_bounds__(T::THREADS, 1)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::SUM_REGISTERS));
     const int first_row = warpgroup * T::BLOCKS * 64;
     const auto release = [&](int stage) {
-      if (lane < 2) arrive_at(empty[stage], lane);
+      if (lane < 2) arrive_at(empty[stage], lane);  // in both blocks
     };
     for (int pair = blockIdx.x / 2; pair < work.pairs; pair += clusters) {
       float sums[T::BLOCKS][T::SUMS];
@@ -189,7 +194,7 @@ __global__ void __cluster_dims__(2) __launch_bounds__(T::THREADS, 1)
           for (int block = 0; block < T::BLOCKS; ++block)
             multiply(sums[block], x + (block * 64 * SPAN_BYTES + k * 32) / 16, weight + k * 32 / 16, step | k);
         commit_products();
-        for (auto& block : sums) hold(block);
+        for (auto& block : sums) hold(block);  // or the compiler copies sums that are not there yet
         wait_for_products<1>();
         if (step) release(previous);
         previous = at.stage;
@@ -208,10 +213,7 @@ const char* launch(Work work, const void* x, const void* weight, int multiproces
   CUtensorMap x_map, weight_map;
   if (!describe(&x_map, x, work.rows, work.k, T::SHARES_X ? T::ROWS / 2 : T::ROWS) ||
       !describe(&weight_map, weight, 2 * work.features, work.k, T::HALF))
-    return "the operands cannot be described to the copy engine";
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(swiglu_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::SHARED_BYTES);
-  if (allowed != cudaSuccess) return cudaGetErrorString(allowed);
+    return "the operands cannot be described to the copy engine, or the driver is too old for it";
   work.row_tiles = (work.rows + T::ROWS - 1) / T::ROWS;
   const int column_tiles = (work.features + T::HALF - 1) / T::HALF;
   work.pairs = T::SHARES_X ? work.row_tiles * ((column_tiles + 1) / 2) : (work.row_tiles + 1) / 2 * column_tiles;
@@ -221,6 +223,21 @@ const char* launch(Work work, const void* x, const void* weight, int multiproces
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Lets kernels have their shared memory, on the current device. That also loads them: all at once, lest a request wait
+// for one later.
+template <class... T>
+cudaError_t allow() {
+  cudaError_t error = cudaSuccess;
+  ((error = error == cudaSuccess ? cudaFuncSetAttribute(swiglu_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                        T::SHARED_BYTES) : error), ...);
+  return error;
+}
+
+using Narrow = Tile<2, 2, 112, true>;
+using Middle = Tile<2, 2, 144, true>;
+using Wide = Tile<2, 2, 192, true>;
+using Low = Tile<3, 1, 192, false>;
+
 }  // namespace
 
 // What went wrong, or null. x [rows, k], weight [2 features, k] and out [rows, features] are dense; k and features are
@@ -228,11 +245,14 @@ const char* launch(Work work, const void* x, const void* weight, int multiproces
 extern "C" const char* mini_infer_swiglu(int tile_rows, int tile_width, void* out, const void* x, const void* weight,
                                          int rows, int features, int k, int multiprocessors, cudaStream_t stream) {
   const Work work{static_cast<bf16*>(out), rows, features, k};
-  if (rows < 1 || features < 8 || features % 8 || k < 8 || k % 8) return "N and K must be multiples of 8";
+  if (rows < 1) return "there must be a row";
+  if (features < 8 || features % 8 || k < 8 || k % 8) return "N and K must be multiples of 8";
+  const cudaError_t error = allow<Narrow, Middle, Wide, Low>();
+  if (error != cudaSuccess) return cudaGetErrorString(error);
   const auto is = [&](int rows, int width) { return tile_rows == rows && tile_width == width; };
-  if (is(256, 112)) return launch<Tile<2, 2, 112, true>>(work, x, weight, multiprocessors, stream);
-  if (is(256, 144)) return launch<Tile<2, 2, 144, true>>(work, x, weight, multiprocessors, stream);
-  if (is(256, 192)) return launch<Tile<2, 2, 192, true>>(work, x, weight, multiprocessors, stream);
-  if (is(192, 192)) return launch<Tile<3, 1, 192, false>>(work, x, weight, multiprocessors, stream);
+  if (is(256, 112)) return launch<Narrow>(work, x, weight, multiprocessors, stream);
+  if (is(256, 144)) return launch<Middle>(work, x, weight, multiprocessors, stream);
+  if (is(256, 192)) return launch<Wide>(work, x, weight, multiprocessors, stream);
+  if (is(192, 192)) return launch<Low>(work, x, weight, multiprocessors, stream);
   return "no such tile";
 }
