@@ -47,8 +47,9 @@ WORKS += [Work("1 × 32,768 beside 255 × 500", (32768,) + (500,) * 255),
 def measure(work: Work) -> dict[str, object]:
     inputs = [paged_inputs(work.lengths, 1, HEADS, KV_HEADS, DIM) for _ in range(min(16, copies_for(work.num_bytes)))]
     unsplit = [(*rest, replace(batch, max_query_len=2, num_decodes=0)) for *rest, batch in inputs]
-    qkv = torch.randn(len(work.lengths), (HEADS + 2 * KV_HEADS) * DIM, dtype=torch.bfloat16, device="cuda")
-    rope_table = cos_sin_table(RopeConfig(), DIM, max(work.lengths), qkv.device)
+    q = inputs[0][0]
+    qkv = torch.randn(len(q), (HEADS + 2 * KV_HEADS) * DIM, dtype=q.dtype, device=q.device)
+    rope_table = cos_sin_table(RopeConfig(), DIM, max(work.lengths), q.device)
 
     def split(i: int) -> torch.Tensor:
         _, k_cache, v_cache, batch = inputs[i]
