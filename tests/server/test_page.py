@@ -212,8 +212,8 @@ def test_every_sampling_control_is_a_field_of_the_request(browser: Browser, serv
 
 @pytest.fixture
 def crowded(slow_model: Path) -> Iterator[Running]:
-    """20 ms a step; four requests at a time, and blocks for fewer of them once they have grown."""
-    with Running(slow_model, "--dry-run", "--dry-gpu", "L40S", "--max-num-seqs", "4", "--num-kv-blocks", "42",
+    """55 ms a step; four requests at a time, and blocks for fewer of them once they have grown."""
+    with Running(slow_model, "--dry-run", "--dry-gpu", "L4", "--max-num-seqs", "4", "--num-kv-blocks", "42",
                  "--block-size", "16", "--max-model-len", "256", "--max-num-batched-tokens", "64") as running:
         yield running
 
@@ -234,7 +234,7 @@ def test_the_engine_s_pictures_show_what_the_server_tells(browser: Browser, crow
                     "prompt": [*prefix, *[10 + len(answers)] * 40], "max_tokens": max_tokens, "ignore_eos": True}))
             expect(page.locator(".requests .now")).to_have_text(f"{running} running, {waiting} waiting")
         expect(page.locator(".pool .now")).to_contain_text(re.compile(r"\d+ held \(\d+ shared\), [1-9]\d* cached"))
-        page.wait_for_function("() => parseInt(document.querySelector('.live .what').textContent) >= 40")
+        page.wait_for_function("() => parseInt(document.querySelector('.live .what')?.textContent) >= 40")
         os.kill(crowded.engine_pid, signal.SIGSTOP)
         try:
             check_pictures(page)
