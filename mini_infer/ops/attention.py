@@ -25,7 +25,7 @@ from mini_infer.ops.attention_split import launch_split
 from mini_infer.ops.dispatch import use_triton
 from mini_infer.ops.inputs import ForwardBatch
 
-# Beside chunks, decode tokens with contexts up to this go through the ragged kernel, where reading their keys and
+# Beside chunks, decode tokens with contexts up to this go through Triton's ragged kernel, where reading their keys and
 # computing the chunks overlap; a longer context would keep one program busy after all others have ended.
 LONG_CONTEXT = 4096
 

@@ -17,7 +17,7 @@ LIBRARY = library_path("attention")
 _ARGTYPES = (*[ctypes.c_void_p] * 8, *[ctypes.c_int64] * 4, *[ctypes.c_int] * 7, ctypes.c_float, ctypes.c_int,
              ctypes.c_void_p)
 HEAD_DIM, ROWS, PAGE = 128, 128, 64
-FEWEST_TOKENS = 256  # fewer are no work for a whole GPU in tiles of this size
+FEWEST_TOKENS = 256  # fewer are no work for a whole GPU in tiles of this size; measured from 1,024 on
 
 
 def can_attend(q: torch.Tensor, k_cache: torch.Tensor, batch: ForwardBatch, window: int) -> bool:

@@ -18,7 +18,8 @@ from mini_infer.ops.dispatch import cdiv
 
 LIBRARY = library_path("swiglu")
 _ARGTYPES = (ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int] * 4, ctypes.c_void_p)
-# A tile takes its time however much of it is needed. From this share on, what the second kernel costs is saved.
+# A tile takes its time however much of it is needed, so the second kernel's time is saved only where most of it is: on
+# an H200 shares from 0.97 on were even or won up to 7 %, 0.75 lost 6 % (benchmarks/LOG.md, 66); between is a guess.
 LEAST_USED = 0.93
 
 
