@@ -4,7 +4,8 @@
 
 Each engine runs in a process of its own, one after the other, on random weights in bf16:
 
-- offline: 256 requests, 100 to 1,024 tokens in and out each (uniform), temperature 0.6; output tokens a second
+- offline: 256 requests, 100 to 1,024 tokens in and out each (uniform), temperature 0.6; output tokens a second; the
+  same with 1,024 requests, 512 at once, for a small model
 - decode: prompts of 128 tokens, greedy; (time for 288 new tokens - time for 32) / 256, milliseconds a step
 - prefill: one new token for each of b prompts of n tokens, the median of three, seconds
 - cold: from the start of the process to its first token, seconds
@@ -36,6 +37,7 @@ ANCHORS = Path(__file__).resolve().parent / "anchors.json"
 SHAPES = Path(__file__).resolve().parent / "shapes"
 BATCHES = (1, 8, 64, 256)
 PREFILLS = ((1, 1024), (1, 8192), (16, 2048))
+CROWD, CROWDED = 1024, ("qwen3-0.6b",)
 SHORT, LONG = 32, 288
 OPTIONS: dict[str, Any] = {"load_format": "dummy", "skip_tokenizer_init": True, "max_model_len": 16384,
                            "gpu_memory_utilization": 0.85, "max_num_seqs": 512, "dtype": "bfloat16"}
@@ -100,7 +102,9 @@ def measure(engine: str, model: str, started: float, quick: bool) -> dict[str, A
     work.seconds(work.prompts([16]), [4])
     cold = time.monotonic() - started
     work.seconds(work.prompts([64] * 64), [32] * 64)  # warm-up
+    crowded = not quick and Path(model).name in CROWDED
     return {"cold_s": round(cold, 2), "offline_tok_s": round(work.offline(16 if quick else 256)),
+            **({f"offline_{CROWD}_tok_s": round(work.offline(CROWD))} if crowded else {}),
             "decode_ms": {str(batch): round(work.decode_ms(batch), 3) for batch in (BATCHES[:2] if quick else BATCHES)},
             "prefill_s": {f"{batch}x{length}": round(work.prefill_s(batch, length), 4)
                           for batch, length in (PREFILLS[:1] if quick else PREFILLS)}}
@@ -125,15 +129,18 @@ def rows_of(model: str, sides: dict[str, dict[str, Any]]) -> list[tuple[str, ...
         return "" if value is None else f"{value:g}"
 
     ours = sides[ENGINES[0]]
-    paths = [("offline_tok_s",), *(("decode_ms", batch) for batch in ours["decode_ms"]),
+    paths = [*((key,) for key in ours if key.startswith("offline_")),
+             *(("decode_ms", batch) for batch in ours["decode_ms"]),
              *(("prefill_s", name) for name in ours["prefill_s"]), ("cold_s",)]
     return [(f"{model} {' '.join(path)}", *(cell(side, *path) for side in sides.values())) for path in paths]
 
 
 def figures_of(model: str, ours: dict[str, Any], theirs: dict[str, Any]) -> list[Figure]:
     """Our advantage over vLLM in throughput and in step time."""
-    figures = [Figure(f"{model}: offline throughput over vLLM's",
-                      round(ours["offline_tok_s"] / theirs["offline_tok_s"], 2), "×", 1.0)]
+    figures = [Figure(f"{model}: {name} throughput over vLLM's", round(ours[key] / theirs[key], 2), "×", 1.0)
+               for key, name in (("offline_tok_s", "offline"),
+                                 (f"offline_{CROWD}_tok_s", f"offline, {CROWD:,} requests,"))
+               if key in ours and key in theirs]
     figures += [Figure(f"{model}: vLLM's decode step over ours, batch {batch}",
                        round(theirs["decode_ms"][batch] / milliseconds, 2), "×", 1.0)
                 for batch, milliseconds in ours["decode_ms"].items() if batch in theirs["decode_ms"]]

@@ -3,9 +3,9 @@
     python -m benchmarks.swiglu [--models qwen2.5-7b,…] [--rows 256,384,2048]
 
 Needs a Hopper GPU. Each is a graph over copies of the weight that no cache holds, with a small kernel between two
-products as a step has it (its time is taken off). Two times are told: `first`, the best of three short runs, at the
-clock that the GPU has then; and `held`, after half a second of nothing else, when power limits the clock, as in long
-runs. `*` marks the tile that ops/cuda_swiglu.py chooses, if it chooses one. Writes results/swiglu.json.
+products as a step has it (its time is taken off). Two times are told: the best of three short runs, at the clock that
+the GPU has then; and, for cuBLAS and the tile that ops/cuda_swiglu.py chooses (`*`, if it chooses one), the time after
+half a second of nothing else, when power limits the clock, as in long runs. Writes results/swiglu.json.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ from mini_infer.ops.cuda_swiglu import TILES, Tile, choose_tile, cuda_swiglu
 from mini_infer.ops.linear import linear
 
 SHORT, LONG = 2e-3, 0.5  # seconds
+BASE = "cublas and silu"
 ROUNDS = 3
 
 
 def two_kernels(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     silu_and_mul(linear(x, weight, out=out))
+
+
+def name_of(tile: Tile) -> str:
+    return f"{tile.rows}x{tile.width}{'' if tile.shares_x else ', weights shared'}"
 
 
 def held(graph: torch.cuda.CUDAGraph, copies: int, us: float) -> float:
@@ -47,7 +52,7 @@ def held(graph: torch.cuda.CUDAGraph, copies: int, us: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="qwen2.5-7b,qwen3-8b,llama-3.1-8b,qwen3-0.6b")
-    parser.add_argument("--rows", default="256,384,512,2048,8192")
+    parser.add_argument("--rows", default="16,64,128,192,256,384,512,2048,8192")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     gpu, found = require_gpu(), []
@@ -57,23 +62,25 @@ def main() -> None:
         features, k = config.intermediate_size, config.hidden_size
         operands = Operands(Product(max(all_rows), 2 * features, k, torch.bfloat16), max(all_rows))
         for rows in all_rows:
-            runs: dict[str, Callable[..., object] | None] = {"between": None, "cublas and silu": two_kernels}
-            runs |= {f"{tile.rows}x{tile.width}": partial(_by_kernel, tile) for tile in TILES}
+            runs: dict[str, Callable[..., object] | None] = {"between": None, BASE: two_kernels}
+            runs |= {name_of(tile): partial(_by_kernel, tile) for tile in TILES if tile.suits(rows)}
             graphs = {label: operands.capture(rows, run) for label, run in runs.items()}
             replays = max(1, round(SHORT / (4 * rows * features * k / 6e14) / operands.copies))
             first = {label: min(Timing.queue(graph, operands.copies, replays).us() for _ in range(ROUNDS))
                      for label, graph in graphs.items()}
             between = first.pop("between")
-            times = {label: [round(us - between, 1), round(held(graphs[label], operands.copies, us) - between, 1)]
-                     for label, us in first.items()}
             tile = choose_tile(operands.x(rows), operands.weights[0])
-            chosen = f"{tile.rows}x{tile.width}" if tile else None
+            chosen = name_of(tile) if tile else None
+            times = {label: [round(us - between, 1)] for label, us in first.items()}
+            for label in {BASE, chosen or BASE}:
+                times[label].append(round(held(graphs[label], operands.copies, first[label]) - between, 1))
             found.append({"model": name, "rows": rows, "features": features, "k": k, "chosen": chosen, "us": times})
-            told = "  ".join(f"{label}{'*' * (label == chosen)} {a} / {b}" for label, (a, b) in times.items())
-            tqdm.write(f"{name} {rows} rows, us first / held: {told}")
+            told = sorted(times.items(), key=lambda item: (item[0] not in (BASE, chosen), item[1]))[:5]
+            tqdm.write(f"{name} {rows} rows, us: " + "  ".join(
+                f"{label}{'*' * (label == chosen)} {' / '.join(map(str, us))}" for label, us in told))
             time.sleep(0.2)
         del operands
-    print(f"written to {write_result('swiglu', {'gpu': gpu, 'us': '[first, held]', 'products': found}, args.out)}")
+    print(f"written to {write_result('swiglu', {'gpu': gpu, 'us': '[short, held]', 'products': found}, args.out)}")
 
 
 def _by_kernel(tile: Tile, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:

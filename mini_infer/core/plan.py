@@ -54,7 +54,7 @@ class StepPlan:
     admitted: list[AdmittedSlot] = field(default_factory=list)
     seqs: list[SeqStep] = field(default_factory=list)
     released_slots: list[int] = field(default_factory=list)  # free since the last plan; applied before `admitted`
-    num_decodes: int = 0  # first rows of `seqs`: running requests that missed one token, long ones first; then chunks
+    num_decodes: int = 0  # first rows of `seqs`: running requests that missed one token, by length; then chunks
 
     @property
     def num_tokens(self) -> int:

@@ -192,7 +192,7 @@ class Scheduler:
                    for other in self._running.values() if other.num_computed + other.num_inflight >= other.prompt_len)
 
     def _plan_decodes(self) -> tuple[list[SeqStep], list[Request]]:
-        """Rows for the running requests with one missing token, long contexts first, and the requests that miss more.
+        """Rows for the running requests with one missing token, long contexts last, and the requests that miss more.
 
         Goes over every running request in every step: this is the scheduler's hot loop.
         """
@@ -220,7 +220,7 @@ class Scheduler:
             request.num_pending += 1
             # The one missing token is the last of the prompt or an output: no prompt token follows it.
             seqs.append(SeqStep(request.id, request.epoch, request.slot, start, 1, 0, new_blocks, True, False))
-        seqs.sort(key=BY_START, reverse=True)  # a GPU's attention ends sooner when it begins with what takes longest
+        seqs.sort(key=BY_START)  # a GPU's attention begins at the end, with chunks and what else takes longest
         return seqs, chunks
 
     def _plan_chunk(self, seqs: list[SeqStep], request: Request, budget: int) -> int:

@@ -24,12 +24,15 @@ class DeviceDefaults:
     block_size: int
     pipeline_depth: int
     flops_a_mixed_layer: float  # what a step with decode rows computes in a layer, the prompts beside them included
+    most_mixed_tokens: int  # of such a step, however small the model
 
 
 CPU_DEFAULTS = DeviceDefaults(max_num_seqs=64, max_num_batched_tokens=1024, block_size=16, pipeline_depth=1,
-                              flops_a_mixed_layer=inf)
+                              flops_a_mixed_layer=inf, most_mixed_tokens=NO_LIMIT)
+# 384 tokens of a 7B or 8B model (benchmarks/LOG.md, 54 to 60); of a small one as many as CUDA graphs hold
+# (runtime/graphs.py), since the host launches larger steps for longer than the GPU takes (LOG.md, 76).
 GPU_DEFAULTS = DeviceDefaults(max_num_seqs=256, max_num_batched_tokens=8192, block_size=64, pipeline_depth=2,
-                              flops_a_mixed_layer=160e9)  # 384 tokens of a 7B or 8B model (benchmarks/LOG.md, 54 to 60)
+                              flops_a_mixed_layer=160e9, most_mixed_tokens=1024)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def pick_max_num_mixed_tokens(model_config: ModelConfig, defaults: DeviceDefault
     matmul units idle while the weights are read, and prompts fill them; more at once would let running requests wait,
     and be missing beside the decode rows of later steps."""
     tokens = defaults.flops_a_mixed_layer / (2 * model_config.layer_weights)
-    return NO_LIMIT if tokens > NO_LIMIT else max(256, round(tokens / TILE) * TILE)
+    return defaults.most_mixed_tokens if tokens > defaults.most_mixed_tokens else max(256, round(tokens / TILE) * TILE)
 
 
 def pick_max_model_len(config: EngineConfig, model_config: ModelConfig) -> int:

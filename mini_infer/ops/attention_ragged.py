@@ -94,7 +94,8 @@ def _ragged_kernel(
     """
     TOKENS: tl.constexpr = ROWS // GROUP
     kv_head = tl.program_id(0)
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)  # late tokens see most keys: begin with them, in all heads
+    # Late tokens see most keys, and long contexts come last: begin with them, in all heads.
+    tile = tl.num_programs(1) - 1 - tl.program_id(1)
     # From the first sequence on, b's tiles begin at number cu_seqlens_q[b] // TOKENS + b: far enough from the next
     # one's for all of its tokens, and growing with b.
     seq = first_seq - 1

@@ -113,7 +113,6 @@ def launch_split(
     partial_lse = torch.empty((batch.num_seqs, num_heads, num_splits) if num_splits > 1 else 1,
                               dtype=torch.float32, device=q.device)
     norm = from_qkv is not None and from_qkv.q_norm is not None
-    # Programs start in this order: where long contexts come first, what is left for the end is short.
     _split_kernel[(num_kv_heads, batch.num_seqs, num_splits)](
         out, partial, partial_lse, q, k_cache, v_cache, batch.cu_seqlens_q, batch.seq_lens, batch.slots,
         batch.block_table, from_qkv.rope_table if from_qkv else q, from_qkv.q_norm if from_qkv and norm else q,
@@ -171,7 +170,7 @@ def _split_kernel(
     ROWS: tl.constexpr = REPEAT * BLOCK_GROUP
     let_next_start(PDL)
     kv_head = tl.program_id(0)
-    seq = tl.program_id(1)
+    seq = tl.num_programs(1) - 1 - tl.program_id(1)  # long contexts come last: with these begun, short ones fill gaps
     split = tl.program_id(2)
     length = tl.load(seq_lens_ptr + seq)
     first = _first_key(length, WINDOW)

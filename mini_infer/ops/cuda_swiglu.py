@@ -17,10 +17,17 @@ from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, lo
 from mini_infer.ops.dispatch import cdiv
 
 LIBRARY = library_path("swiglu")
-_ARGTYPES = (ctypes.c_int, ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int] * 4, ctypes.c_void_p)
+_ARGTYPES = (ctypes.c_int, ctypes.c_int, ctypes.c_bool, *[ctypes.c_void_p] * 3, *[ctypes.c_int] * 4, ctypes.c_void_p)
 # A tile takes its time however much of it is needed, so the second kernel's time is saved only where most of it is: on
-# an H200 shares from 0.97 on were even or won up to 7 %, 0.75 lost 6 % (benchmarks/LOG.md, 66); between is a guess.
-LEAST_USED = 0.93
+# an H200 shares from 0.90 on were even or won up to 9 %, 0.88 and less lost mostly (benchmarks/LOG.md, 66 and 74).
+LEAST_USED = 0.90
+# Up to so many rows a tile's time is that of reading its weights, so that with fewer nothing is wasted.
+FREE_ROWS = 192
+FEWEST_ROWS = 9  # fewer are the matter of ops/skinny.py, whose kernels start early
+# Elements of a weight, and products. Less than both takes a few microseconds, most of them to get started, where
+# cuBLAS is quicker.
+LEAST_WEIGHT, LEAST_WORK = 1 << 25, 1 << 33
+TIE = 0.02  # in the share; then the earlier tile is used, which draws less out of the L2 cache
 
 
 @dataclass(frozen=True)
@@ -37,22 +44,32 @@ class Tile:
         result, and in the last round there may not be a pair for each cluster."""
         row_tiles, column_tiles = cdiv(rows, self.rows), cdiv(2 * features, self.width)
         pairs = row_tiles * cdiv(column_tiles, 2) if self.shares_x else cdiv(row_tiles, 2) * column_tiles
-        return rows * 2 * features / (cdiv(pairs, clusters) * clusters * 2 * self.rows * self.width)
+        wanted = max(rows, FREE_ROWS) * 2 * features
+        return wanted / (cdiv(pairs, clusters) * clusters * 2 * max(self.rows, FREE_ROWS) * self.width)
+
+    def suits(self, rows: int) -> bool:
+        """Whether it draws no more than it must out of the L2 cache: a low tile that does not share its weights needs
+        them once more for each other row of tiles."""
+        return self.rows >= 256 or not self.shares_x or rows <= self.rows
 
 
-# That swiglu.cu is compiled for; of equals the first. Widths between the usual 128 and 256 divide the work evenly where
+# That swiglu.cu is compiled for. Widths between the usual 128 and 256 divide the work evenly where
 # those would leave a third of the GPU idle in the last round: 37,888 x 256 by 144 x 256 is 2 rounds of 132 blocks.
-TILES = (Tile(256, 192, True), Tile(256, 144, True), Tile(256, 112, True), Tile(192, 192, False))
+TILES = (*[Tile(rows, width, True) for rows in (64, 128, 192) for width in (144, 192, 224)],
+         *[Tile(256, width, True) for width in (192, 144, 112)], Tile(192, 192, False), Tile(192, 224, False))
 
 
 @cache
 def tile_for(rows: int, features: int, k: int, dtype: torch.dtype, multiprocessors: int) -> Tile | None:
     """The tile that wastes the least, if that is little enough; else None."""
-    if dtype != torch.bfloat16 or features % 8 or k % 8:
+    weight = 2 * features * k
+    if dtype != torch.bfloat16 or features % 8 or k % 8 or rows < FEWEST_ROWS:
         return None
-    used = {tile: tile.used(rows, features, multiprocessors // 2) for tile in TILES}
-    best = max(used, key=used.__getitem__)
-    return best if used[best] >= LEAST_USED else None
+    if weight < LEAST_WEIGHT and rows * weight < LEAST_WORK:
+        return None
+    used = {tile: tile.used(rows, features, multiprocessors // 2) for tile in TILES if tile.suits(rows)}
+    best = max(used.values())
+    return next(tile for tile in used if used[tile] >= best - TIE) if best >= LEAST_USED else None
 
 
 def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
@@ -75,8 +92,9 @@ def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tens
     assert x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous() and weight.is_contiguous()
     rows, k = x.shape
     out = x.new_empty(rows, weight.shape[0] // 2)
-    error = kernel(tile.rows, tile.width, out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows, out.shape[1], k,
-                   hopper_multiprocessors(x.device.index), torch.cuda.current_stream(x.device).cuda_stream)
+    error = kernel(tile.rows, tile.width, tile.shares_x, out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows,
+                   out.shape[1], k, hopper_multiprocessors(x.device.index),
+                   torch.cuda.current_stream(x.device).cuda_stream)
     if error is not None:
         raise RuntimeError(f"swiglu.cu, {rows} rows, {tuple(weight.shape)}, {tile}: {error.decode()}")
     return out

@@ -96,7 +96,7 @@ class TestBudget:
             [(0, 0, 2, True)],
             [(0, 2, 1, True), (1, 0, 7, False)],
             [(0, 3, 1, True), (1, 7, 3, True), (2, 0, 4, False)],
-            [(1, 10, 1, True), (0, 4, 1, True), (2, 4, 2, True)],  # long contexts first
+            [(0, 4, 1, True), (1, 10, 1, True), (2, 4, 2, True)],  # decode rows by length
         ]
 
     def test_prompts_beside_decodes_have_a_budget_of_their_own(self) -> None:

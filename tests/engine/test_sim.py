@@ -221,7 +221,7 @@ class TestConfiguration:
     def test_the_defaults_are_a_gpu_s(self, model_dir: Path) -> None:
         info = self.info(model_dir)
         chosen = DeviceDefaults(info.max_num_seqs, info.max_num_batched_tokens, info.block_size, info.pipeline_depth,
-                                GPU_DEFAULTS.flops_a_mixed_layer)
+                                GPU_DEFAULTS.flops_a_mixed_layer, GPU_DEFAULTS.most_mixed_tokens)
         assert chosen == GPU_DEFAULTS
 
     def test_a_batch_holds_a_token_of_every_request(self, model_dir: Path) -> None:
