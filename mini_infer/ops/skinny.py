@@ -61,8 +61,7 @@ def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
             return SkinnyTile(16, 1024, 4, 1) if gated else SkinnyTile(32, 1024, 4, 1)
         if k <= 4096 and features <= 2048:
             return SkinnyTile(16, 1024, 4, 3) if k <= 2048 else SkinnyTile(16, 1024, 8, 3)
-        if not gated:
-            return SkinnyTile(16, 512, 4, 3)
+        return SkinnyTile(16, 512, 4, 3)
     return SkinnyTile(32, 512, 4, 3)
 
 
