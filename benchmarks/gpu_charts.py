@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.drawing import DARK, OTHER, OURS, PALE, bars, lines, markdown, stacked, title
+from benchmarks.drawing import DARK, OTHER, OURS, PALE, STACK, bars, lines, markdown, stacked, title
 
 Result = dict[str, Any]  # the content of one JSON file
 
@@ -162,7 +162,9 @@ def _vllm_rows(result: Result) -> list[tuple[str, str, dict[str, Any]]]:
     rows = []
     for model, sides in result["models"].items():
         ours = sides["mini-infer"]
-        rows.append((model, "offline, tokens/s", {side: found.get("offline_tok_s") for side, found in sides.items()}))
+        for key, what in (("offline_tok_s", "offline"), ("offline_1024_tok_s", "offline, 1,024 requests")):
+            if key in ours:
+                rows.append((model, f"{what}, tokens/s", {side: found.get(key) for side, found in sides.items()}))
         for key, what in (("decode_ms", "decode b={}, ms"), ("prefill_s", "prefill {}, s")):
             rows += [(model, what.format(size), {side: found.get(key, {}).get(size) for side, found in sides.items()})
                      for size in ours[key]]
@@ -188,13 +190,42 @@ def _draw_vllm(axes: Any, result: Result) -> None:
     axes.set_xlabel("output tokens per second")
 
 
+def _swiglu_rows(result: Result) -> list[tuple[str, int, str, float, float]]:
+    """(model, rows, tile, µs of cuBLAS and the gate, µs of the kernel) where the kernel is used."""
+    return [(row["model"], row["rows"], row["chosen"], row["us"]["cublas and silu"][0], row["us"][row["chosen"]][0])
+            for row in result["products"] if row["chosen"]]
+
+
+def _swiglu_table(result: Result) -> str:
+    return markdown(("model", "rows", "tile", "cuBLAS and the gate, µs", "one kernel, µs", "of the time"),
+                    [(model, rows, tile, f"{base:.1f}", f"{ours:.1f}", f"{ours / base:.0%}")
+                     for model, rows, tile, base, ours in _swiglu_rows(result)])
+
+
+def _draw_swiglu(axes: Any, result: Result) -> None:
+    series: dict[str, dict[int, float]] = {}
+    for model, rows, _, base, ours in _swiglu_rows(result):
+        series.setdefault(model, {})[rows] = 100 * ours / base
+    for color, (model, points) in zip(STACK, series.items(), strict=False):
+        axes.plot(list(points), list(points.values()), marker="o", color=color, label=model)
+    sizes = sorted({rows for points in series.values() for rows in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(rows) for rows in sizes], rotation=60)
+    axes.axhline(100, color=DARK, linewidth=1, linestyle="--")
+    axes.figure.legend(loc="outside lower center", ncols=4)
+    title(axes, "Gate and up as one kernel (dashed: cuBLAS and a kernel for the gate)")
+    axes.set_xlabel("rows")
+    axes.set_ylabel("% of the time")
+    axes.grid(axis="y")
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "compare_vllm": _vllm_table, "kernels": _kernels_table, "flash_decoding": _decoding_table,
     "cuda_graphs": _graphs_table, "host_idle": _idle_table, "chunked_prefill": _chunked_table,
-    "startup": _startup_table, "gpu_memory": _memory_table, "weights": _weights_table,
+    "startup": _startup_table, "gpu_memory": _memory_table, "weights": _weights_table, "swiglu": _swiglu_table,
 }
 DRAWINGS: dict[str, Callable[[Any, Result], None]] = {
     "compare_vllm": _draw_vllm, "kernels": _draw_kernels, "flash_decoding": _draw_decoding,
     "cuda_graphs": _draw_graphs, "host_idle": _draw_idle, "chunked_prefill": _draw_chunked,
-    "startup": _draw_startup, "gpu_memory": _draw_memory, "weights": _draw_weights,
+    "startup": _draw_startup, "gpu_memory": _draw_memory, "weights": _draw_weights, "swiglu": _draw_swiglu,
 }

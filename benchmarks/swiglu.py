@@ -11,15 +11,17 @@ half a second of nothing else, when power limits the clock, as in long runs. Wri
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import RESULTS, write_result
+from benchmarks.common import RESULTS, Figure, write_result
 from benchmarks.cublaslt import Operands, Timing
 from benchmarks.gpu import SHAPES
 from mini_infer.bench.gpu_time import require_gpu
@@ -40,6 +42,14 @@ def two_kernels(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Non
 
 def name_of(tile: Tile) -> str:
     return f"{tile.rows}x{tile.width}{'' if tile.shares_x else ', weights shared'}"
+
+
+def figures_of(products: list[dict[str, Any]]) -> list[Figure]:
+    """The time of the kernel, in per cent of the two kernels' that it replaces, where it is used."""
+    shares = [100 * row["us"][row["chosen"]][0] / row["us"][BASE][0] for row in products if row["chosen"]]
+    return [Figure(f"gate and up as one kernel, time over that of two: {name}", round(share, 1), " %", wanted,
+                   at_least=False)
+            for name, share, wanted in (("median", statistics.median(shares), 95), ("worst", max(shares), 102))]
 
 
 def held(graph: torch.cuda.CUDAGraph, copies: int, us: float) -> float:
@@ -80,7 +90,10 @@ def main() -> None:
                 f"{label}{'*' * (label == chosen)} {' / '.join(map(str, us))}" for label, us in told))
             time.sleep(0.2)
         del operands
-    print(f"written to {write_result('swiglu', {'gpu': gpu, 'us': '[short, held]', 'products': found}, args.out)}")
+    figures = figures_of(found)
+    print(*figures, sep="\n")
+    result = {"figures": [figure.record() for figure in figures], "gpu": gpu, "us": "[short, held]", "products": found}
+    print(f"written to {write_result('swiglu', result, args.out)}")
 
 
 def _by_kernel(tile: Tile, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:

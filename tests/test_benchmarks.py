@@ -244,6 +244,9 @@ GPU_RESULTS: dict[str, dict] = {  # of the benchmarks whose JSON files a machine
         "parts": {"chunk_ms": 1.0, "decode_ms": 2.0, "mixed_ms": 2.5, "mixed_over_parts": 0.83},
         "rows": [{"max_num_batched_tokens": 576, "whole_prompts": False, "median_itl_ms": 1.0, "p99_itl_ms": 2.0,
                   "max_itl_ms": 3.0, "median_ttft_ms": 4.0, "output_tokens_per_s": 5}]},
+    "swiglu": {"products": [
+        {"model": "m", "rows": 64, "chosen": "64x144", "us": {"cublas and silu": [4.0, 5.0], "64x144": [3.0, 4.0]}},
+        {"model": "m", "rows": 80, "chosen": None, "us": {"cublas and silu": [4.0, 5.0], "128x144": [5.0]}}]},
     "compare_vllm": {"models": {"m": {
         "mini-infer": {"offline_tok_s": 10, "decode_ms": {"1": 1.0}, "prefill_s": {"1x8": 0.1}, "cold_s": 5.0},
         "vllm": {"offline_tok_s": 9, "decode_ms": {"1": 2.0}}}}},
