@@ -28,8 +28,8 @@ test-fast: setup  ## under a minute, no weights
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not weights and not slow"
 
 test-gpu:  ## on a machine with a CUDA GPU; runs from a plain checkout with the machine's own python
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider -n 8 tests/ops tests/models
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider --ignore tests/ops --ignore tests/models tests
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m "gpu and not alone" -p no:cacheprovider -n 8 tests
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m "gpu and alone" -p no:cacheprovider tests
 
 build-ext:  ## the CUDA kernels that are optional, compiled for the GPU that is here; needs nvcc; a plain checkout does
 	PYTHONPATH=. $(GPU_PYTHON) -m mini_infer.ops.build_cuda

@@ -4,9 +4,9 @@
 
 What a kernel takes alone says little about a step in which kernels start before the ones before them have ended, so
 tiles are compared here, one product (or attention) changed at a time; where the CUDA kernels are built (make
-build-ext), also a step without any of them, and each of their tiles. Needs a GPU and a directory with a config.json;
-the weights are random. Times are of 20 replays in a row, the median of five such runs and their extremes. Writes
-results/decode_step.json.
+build-ext), also steps without them, and each of their tiles. Needs a GPU and a directory with a config.json; the
+weights are random. All variants of a batch size take turns, ten replays at a time, so that a GPU that warms up or slows
+down does so for all of them; told are the median of six turns and their extremes. Writes results/decode_step.json.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.common import RESULTS, spread, write_result
 from mini_infer.models.decoder import Decoder
 from mini_infer.models.loader import build_model
 from mini_infer.models.registry import load_config
-from mini_infer.ops import attention_split, cuda_skinny, skinny
+from mini_infer.ops import attention_split, cuda_skinny, cuda_swiglu, skinny
 from mini_infer.ops.attention_split import Tile
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.sampling import SamplingNeeds, sample
@@ -33,7 +33,7 @@ from mini_infer.ops.sampling_params import NUM_PARAM_COLUMNS
 from mini_infer.ops.skinny import SkinnyTile
 
 BLOCK_SIZE = 64
-REPLAYS = 20
+REPLAYS, TURNS = 10, 6
 ONE_ROW = [(8, 1024, 4, 1), (4, 1024, 2, 1), (4, 512, 4, 1), (4, 512, 2, 1), (2, 2048, 4, 1), (2, 4096, 4, 1)]
 FEW_ROWS = [(16, 512, 4, 3), (32, 512, 4, 3), (16, 1024, 4, 3), (16, 1024, 8, 3), (16, 1024, 4, 1), (32, 1024, 4, 1)]
 ATTENTION = [(32, 2, 5), (16, 1, 5), (32, 1, 4), (64, 4, 5)]  # keys, warps, stages
@@ -55,8 +55,8 @@ def decode_batch(num_seqs: int, context: int, device: str) -> ForwardBatch:
         num_tokens=num_seqs, num_seqs=num_seqs, max_query_len=1, max_seq_len=max(1024, context))
 
 
-def time_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor, torch.Tensor]]) -> list[float]:
-    """Microseconds of a step, in each of five runs."""
+def capture_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor, torch.Tensor]]
+                 ) -> torch.cuda.CUDAGraph:
     params = torch.zeros(batch.num_seqs, NUM_PARAM_COLUMNS, dtype=torch.int32, device="cuda")
 
     def step() -> torch.Tensor:
@@ -67,15 +67,22 @@ def time_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tens
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    times = []
-    for _ in range(5):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(REPLAYS):
-            graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / REPLAYS * 1e3)
+    return graph
+
+
+def time_steps(graphs: dict[str, torch.cuda.CUDAGraph]) -> dict[str, list[float]]:
+    """Microseconds of a replay, in each turn; every other one goes through them backwards."""
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    for turn in range(TURNS):
+        for name in list(graphs)[:: -1 if turn % 2 else 1]:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graphs[name].replay()
+            start.record()
+            for _ in range(REPLAYS):
+                graphs[name].replay()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end) / REPLAYS * 1e3)
     return times
 
 
@@ -91,6 +98,8 @@ def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractCon
                 if other != now:
                     yield f"{features} x {k}: {other}", mock.patch.object(
                         cuda_skinny, "tile_for", instead(in_cuda, (features, k, gated, torch.bfloat16), other))
+    if batch_size >= cuda_swiglu.FEWEST_ROWS and cuda_swiglu.LIBRARY.exists():
+        yield "gate and up by cuBLAS", mock.patch.object(cuda_swiglu, "choose_tile", lambda *operands: None)
     if batch_size <= 8:
         chosen = skinny.choose_tile
         for features, k, gated in products(model):
@@ -147,12 +156,16 @@ def main() -> None:
                   for _ in range(config.num_layers)]
         asked = [(name, context) for name, context in variants(model, batch_size)
                  if name == "as chosen" or args.only in name]
+        graphs: dict[str, torch.cuda.CUDAGraph] = {}
+        found: dict[str, dict[str, Any]] = {}
         for name, context in tqdm(asked, desc=f"batch {batch_size}"):
             with context:
                 try:
-                    microseconds = spread(time_step(model, batch, caches), 1)
+                    graphs[name] = capture_step(model, batch, caches)
                 except Exception as error:  # a tile that does not fit into shared memory
-                    microseconds = {"error": f"{type(error).__name__}: {error}"[:120]}
+                    found[name] = {"error": f"{type(error).__name__}: {error}"[:120]}
+        found |= {name: spread(times, 1) for name, times in time_steps(graphs).items()}
+        for name, microseconds in found.items():
             rows.append({"model": Path(args.model).name, "batch": batch_size, "context": args.context, "variant": name,
                          "microseconds": microseconds})
             print(f"{batch_size:>4}  {name:<36}{microseconds.get('median', microseconds.get('error')):>10}")

@@ -162,9 +162,10 @@ def _vllm_rows(result: Result) -> list[tuple[str, str, dict[str, Any]]]:
     rows = []
     for model, sides in result["models"].items():
         ours = sides["mini-infer"]
-        for key, what in (("offline_tok_s", "offline"), ("offline_1024_tok_s", "offline, 1,024 requests")):
-            if key in ours:
-                rows.append((model, f"{what}, tokens/s", {side: found.get(key) for side, found in sides.items()}))
+        for key in (key for key in ours if key.startswith("offline_")):
+            count = key.removeprefix("offline_").removesuffix("tok_s").strip("_")  # "" where it is the usual one
+            what = f"offline, {int(count):,} requests" if count else "offline"
+            rows.append((model, f"{what}, tokens/s", {side: found.get(key) for side, found in sides.items()}))
         for key, what in (("decode_ms", "decode b={}, ms"), ("prefill_s", "prefill {}, s")):
             rows += [(model, what.format(size), {side: found.get(key, {}).get(size) for side, found in sides.items()})
                      for size in ours[key]]

@@ -107,7 +107,7 @@ class Grid:
             max_num_seqs=16, max_num_batched_tokens=cell.chunk, block_size=cell.block,
             num_kv_blocks=tight if cell.pool == "tight" else 16 * MAX_MODEL_LEN // cell.block,
             enable_prefix_caching=cell.prefix != "off", pipeline_depth=cell.depth, skip_tokenizer_init=True,
-            enforce_eager=cell.graphs == "off", gpu_memory_utilization=0.5))
+            enforce_eager=cell.graphs == "off"))
         made = requests()
         if cell.prefix == "hit":
             llm.generate([prompt for prompt, _ in made], max_tokens=1, detokenize=False, use_tqdm=False)

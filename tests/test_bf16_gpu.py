@@ -23,7 +23,7 @@ def test_logprobs_of_the_chosen_tokens(options: dict) -> None:
     """The bundled model, greedy: log-probabilities within 0.02 on average of a float32 pass over the same tokens, and
     the chosen token is float32's choice wherever its lead is clear."""
     template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    llm = LLM(device="cuda", dtype="bfloat16", gpu_memory_utilization=0.3, **options)
+    llm = LLM(device="cuda", dtype="bfloat16", kv_cache_memory=1 << 30, **options)
     prompts = [template.format(question) for question in QUESTIONS]
     outs = llm.generate(prompts, temperature=0.0, max_tokens=64, logprobs=0, use_tqdm=False)
 

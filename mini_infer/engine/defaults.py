@@ -77,7 +77,7 @@ def pick_limits(config: EngineConfig, model_config: ModelConfig, defaults: Devic
 def pick_max_num_mixed_tokens(model_config: ModelConfig, defaults: DeviceDefaults) -> int:
     """As many tokens as keep a layer's matmuls busy for about a quarter of a millisecond. Decode rows alone leave the
     matmul units idle while the weights are read, and prompts fill them; more at once would let running requests wait,
-    and be missing beside the decode rows of later steps."""
+    and be missing beside the decode rows of later steps. Of a small model no more than graphs hold."""
     tokens = defaults.flops_a_mixed_layer / (2 * model_config.layer_weights)
     return defaults.most_mixed_tokens if tokens > defaults.most_mixed_tokens else max(256, round(tokens / TILE) * TILE)
 

@@ -40,7 +40,7 @@ from mini_infer.core.plan import StepPlan, StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.protocol import AddRequest, RequestError, TokensOut
 
-FORMAT = "mini-infer recording 1"
+FORMAT = "mini-infer recording 2"  # 1 had the decode rows of a plan in another order
 GZIP = 16 + zlib.MAX_WBITS  # zlib's name for a gzip stream
 FLUSH_SECONDS = 1.0  # a run that dies loses no more than this
 DIGEST_BYTES = 16

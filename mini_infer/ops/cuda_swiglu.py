@@ -1,8 +1,8 @@
-"""SiLU(x G^T) * (x U^T), the first half of a gated MLP, as one kernel in CUDA C++ (cuda/swiglu.cu) for many rows.
+"""SiLU(x G^T) * (x U^T), the first half of a gated MLP, as one kernel in CUDA C++ (cuda/swiglu.cu), from 9 rows on.
 
 Optional: `make build-ext` compiles it (ops/build_cuda.py), for Hopper alone. Where that was not done, cuBLAS multiplies
-and a second kernel applies the gate, which writes and reads 2N elements a row more. The driver loads a kernel when it
-is first launched; a step that becomes a graph has been run before (engine/rehearsal.py).
+and a second kernel applies the gate, which writes and reads 2N elements a row more. The kernels are loaded when a tile
+is first asked for, which is in the rehearsal of an engine's start (engine/rehearsal.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -19,9 +20,10 @@ from mini_infer.ops.dispatch import cdiv
 LIBRARY = library_path("swiglu")
 _ARGTYPES = (ctypes.c_int, ctypes.c_int, ctypes.c_bool, *[ctypes.c_void_p] * 3, *[ctypes.c_int] * 4, ctypes.c_void_p)
 # A tile takes its time however much of it is needed, so the second kernel's time is saved only where most of it is: on
-# an H200 shares from 0.90 on were even or won up to 9 %, 0.88 and less lost mostly (benchmarks/LOG.md, 66 and 74).
+# an H200 shares from 0.90 on were even or won up to 9 %, 0.88 and less lost mostly (benchmarks/LOG.md, 66 and 74), as
+# did 192 x 192 with shared weights beyond 384 rows (up to 15 %), whatever its share (results/swiglu.json).
 LEAST_USED = 0.90
-# Up to so many rows a tile's time is that of reading its weights, so that with fewer nothing is wasted.
+# Up to so many rows a tile's time is mostly that of reading its weights, so that with fewer little is wasted.
 FREE_ROWS = 192
 FEWEST_ROWS = 9  # fewer are the matter of ops/skinny.py, whose kernels start early
 # Elements of a weight, and products. Less than both takes a few microseconds, most of them to get started, where
@@ -48,9 +50,9 @@ class Tile:
         return wanted / (cdiv(pairs, clusters) * clusters * 2 * max(self.rows, FREE_ROWS) * self.width)
 
     def suits(self, rows: int) -> bool:
-        """Whether it draws no more than it must out of the L2 cache: a low tile that does not share its weights needs
-        them once more for each other row of tiles."""
-        return self.rows >= 256 or not self.shares_x or rows <= self.rows
+        """Whether it draws little enough out of the L2 cache: a low tile needs its weights once more for each further
+        row of tiles, or for each further two that share them."""
+        return self.rows >= 256 or rows <= self.rows * (1 if self.shares_x else 2)
 
 
 # That swiglu.cu is compiled for. Widths between the usual 128 and 256 divide the work evenly where
@@ -68,16 +70,17 @@ def tile_for(rows: int, features: int, k: int, dtype: torch.dtype, multiprocesso
     if weight < LEAST_WEIGHT and rows * weight < LEAST_WORK:
         return None
     used = {tile: tile.used(rows, features, multiprocessors // 2) for tile in TILES if tile.suits(rows)}
-    best = max(used.values())
-    return next(tile for tile in used if used[tile] >= best - TIE) if best >= LEAST_USED else None
+    enough = max(LEAST_USED, max(used.values()) - TIE)
+    return next((tile for tile in used if used[tile] >= enough), None)
 
 
 def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     """`tile_for` x [M, K] on a GPU and weight [2N, K], where the kernel is built and the GPU runs it; else None."""
-    if load(LIBRARY, "swiglu", _ARGTYPES) is None:
-        return None
     multiprocessors = hopper_multiprocessors(x.device.index)
-    return tile_for(x.shape[0], weight.shape[0] // 2, x.shape[1], x.dtype, multiprocessors) if multiprocessors else None
+    if not multiprocessors or load(LIBRARY, "swiglu", _ARGTYPES) is None:
+        return None
+    _prepare(LIBRARY, x.device.index)
+    return tile_for(x.shape[0], weight.shape[0] // 2, x.shape[1], x.dtype, multiprocessors)
 
 
 def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
@@ -90,6 +93,7 @@ def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tens
     if kernel is None:
         raise RuntimeError("the CUDA kernels are not built: make build-ext")
     assert x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous() and weight.is_contiguous()
+    _prepare(LIBRARY, x.device.index)
     rows, k = x.shape
     out = x.new_empty(rows, weight.shape[0] // 2)
     error = kernel(tile.rows, tile.width, tile.shares_x, out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows,
@@ -98,3 +102,12 @@ def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tens
     if error is not None:
         raise RuntimeError(f"swiglu.cu, {rows} rows, {tuple(weight.shape)}, {tile}: {error.decode()}")
     return out
+
+
+@cache
+def _prepare(library: Path, device_index: int) -> None:
+    """Load the kernels on a GPU, the current one. Raises RuntimeError where that fails."""
+    prepare = load(library, "swiglu_prepare", ())
+    assert prepare is not None, "asked only where it is built"
+    if (error := prepare()) is not None:
+        raise RuntimeError(f"swiglu.cu: {error.decode()}")

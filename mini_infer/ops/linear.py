@@ -59,7 +59,7 @@ def norm_swiglu(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: 
                 bias: torch.Tensor | None) -> torch.Tensor:
     """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I].
 
-    One kernel for few rows on a GPU; two for many where the CUDA kernels are built."""
+    One kernel for few rows on a GPU; two for more where the CUDA kernels are built."""
     if multiply := _skinny(x, weight, gated=True):
         return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
     x = rms_norm(x, norm_weight, eps)

@@ -47,7 +47,7 @@ def max_skinny_rows(weight: torch.Tensor) -> int:
 
 
 def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
-    """What made decode steps of 0.6 to 8 billion parameters shortest (benchmarks/results/decode_step.json)."""
+    """What made decode steps of 0.6 to 8 billion parameters shortest (benchmarks/LOG.md, 28 and 79)."""
     if rows == 1:
         if k <= 1024:
             return SkinnyTile(4, 1024, 2, 1) if gated or features >= 1 << 16 else SkinnyTile(8, 1024, 4, 1)

@@ -53,6 +53,8 @@ class ShadowDevice:
         self.last_step = plan.step_id
         assert plan.seqs, "an empty plan"
         assert plan.num_tokens <= self.config.max_num_batched_tokens
+        decodes = [row.start for row in plan.seqs[: plan.num_decodes]]
+        assert decodes == sorted(decodes), "attention begins at the end, with the longest"
         mixed, num_chunked = self.config.max_num_mixed_tokens, plan.num_tokens - plan.num_decodes
         if mixed is not None and plan.num_decodes and num_chunked and not self.config.one_batch:
             assert plan.num_tokens <= mixed or num_chunked <= -(-mixed // 4)

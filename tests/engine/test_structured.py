@@ -86,7 +86,7 @@ def test_the_same_tokens_whatever_the_engine_does(model: Path, reference: list[R
 @pytest.mark.parametrize("options", [{}, {"num_kv_blocks": 20}, {"enforce_eager": True}], ids=str)
 def test_the_same_on_a_gpu(model: Path, reference: list[RequestOutput], options: dict[str, object]) -> None:
     for depth in (1, 2):
-        outs = run(make(model, device="cuda", pipeline_depth=depth, gpu_memory_utilization=0.5, **options), True)
+        outs = run(make(model, device="cuda", pipeline_depth=depth, **options), True)
         assert [out.token_ids for out in outs] == [out.token_ids for out in reference]
 
 

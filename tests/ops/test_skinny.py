@@ -20,9 +20,10 @@ DEVICE = "cuda" if ON_GPU else "cpu"
 EPS = 1e-6
 # The interpreter multiplies bfloat16 matrices as raw bits, so that dtype is for the GPU.
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
-SHAPES = [(1, 40, 96), (1, 33, 2100), (2, 24, 128), (5, 40, 1100), (9, 17, 96), (16, 24, 64)]
+SHAPES = [(1, 40, 96), (1, 33, 2100), (2, 24, 128), (5, 40, 1100), (8, 2100, 1100), (9, 17, 96), (16, 24, 64)]
 if ON_GPU:
-    SHAPES += [(1, 6144, 1024), (1, 3584, 18944), (8, 3072, 1024), (16, 1024, 3072), (1, 152064, 3584)]
+    SHAPES += [(1, 6144, 1024), (1, 3584, 18944), (1, 152064, 3584), (8, 3072, 1024), (8, 14336, 4096),
+               (16, 1024, 3072)]
 # Rows of whole groups and others, pieces of K that some warps have and others have not, blocks that are not full.
 CUDA_SHAPES = [shape for shape in SHAPES if shape[2] % 32 == 0 and shape[1] < 1 << 16] + [
     (3, 200, 32), (5, 40, 1120), (8, 4096, 1024), (8, 3584, 3584), (11, 1001, 2048), (16, 4096, 4096)]

@@ -48,6 +48,7 @@ def test_the_ledger_adds_up(driver: None) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.alone
 def test_on_a_gpu_the_share_is_kept_and_the_ledger_adds_up(tmp_path: Path) -> None:
     from mini_infer import LLM, SamplingParams
     from tests.tiny import write_checkpoint

@@ -17,7 +17,7 @@ constexpr int WARPGROUPS = 2, THREADS = (WARPGROUPS + 1) * 128;
 constexpr int HALF_BYTES = KEYS * SPAN_BYTES;  // 64 of the dimensions, of all keys (or rows) of a tile
 constexpr int TILE_BYTES = 2 * HALF_BYTES, SHARED_BYTES = (1 + 2 * STAGES) * TILE_BYTES + 1024;
 constexpr int TURN = 1, BOTH = TURN + WARPGROUPS;  // numbers of barriers among threads
-constexpr int COPY_REGISTERS = 56, SUM_REGISTERS = 224;  // a thread's, as in swiglu.cu
+constexpr int COPY_REGISTERS = 56, SUM_REGISTERS = 224;  // a thread's, as in product.cuh
 static_assert(COPY_REGISTERS + WARPGROUPS * SUM_REGISTERS <= registers_of_launch(THREADS) * (WARPGROUPS + 1),
               "setmaxnreg would wait for ever");
 

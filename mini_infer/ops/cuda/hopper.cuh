@@ -17,7 +17,7 @@ constexpr int SPAN_BYTES = 128;
 constexpr int MOST_SHARED = 232448;  // bytes that a block may have
 
 // What each thread of a block alone on its SM is launched with.
-constexpr int registers_of_launch(int threads) { return 65536 / threads / 8 * 8; }
+constexpr int registers_of_launch(int threads) { return threads > 256 ? 65536 / threads / 8 * 8 : 240; }
 
 __device__ uint32_t shared_address(const void* pointer) { return __cvta_generic_to_shared(pointer); }
 

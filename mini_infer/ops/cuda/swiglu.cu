@@ -106,34 +106,46 @@ const char* launch(Work work, const void* x, const void* weight, int multiproces
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// Launches the one of these tiles that is meant. All have to be loaded on this device before, lest a request wait for
-// one later.
+// The tiles that this is compiled for, those that ops/cuda_swiglu.py chooses from.
 template <class... T>
-const char* launch_one_of(int tile_rows, int tile_width, bool shares_x, const Work& work, const void* x,
-                          const void* weight, int multiprocessors, cudaStream_t stream) {
-  cudaError_t error = cudaSuccess;
-  ((error = error == cudaSuccess ? cudaFuncSetAttribute(swiglu_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                        T::SHARED_BYTES) : error), ...);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  const char* answer = "no such tile";
-  ((T::ROWS == tile_rows && T::WIDTH == tile_width && T::SHARES_X == shares_x &&
-    (answer = launch<T>(work, x, weight, multiprocessors, stream), true)) || ...);
-  return answer;
-}
+struct Tiles {
+  static cudaError_t prepare() {
+    cudaError_t error = cudaSuccess;
+    ((error = error == cudaSuccess ? cudaFuncSetAttribute(swiglu_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                          T::SHARED_BYTES) : error), ...);
+    return error;
+  }
+  static const char* launch_one(int rows, int width, bool shares_x, const Work& work, const void* x,
+                                const void* weight, int multiprocessors, cudaStream_t stream) {
+    const char* answer = "no such tile";
+    ((T::ROWS == rows && T::WIDTH == width && T::SHARES_X == shares_x &&
+      (answer = launch<T>(work, x, weight, multiprocessors, stream), true)) || ...);
+    return answer;
+  }
+};
+using AllTiles = Tiles<Tile<1, 1, 144, true>, Tile<1, 1, 192, true>, Tile<1, 1, 224, true>, Tile<2, 1, 144, true>,
+                       Tile<2, 1, 192, true>, Tile<2, 1, 224, true>, Tile<3, 1, 144, true>, Tile<3, 1, 192, true>,
+                       Tile<3, 1, 224, true>, Tile<2, 2, 112, true>, Tile<2, 2, 144, true>, Tile<2, 2, 192, true>,
+                       Tile<3, 1, 192, false>, Tile<3, 1, 224, false>>;
 
 }  // namespace
 
-// What went wrong, or null. x [rows, k], weight [2 features, k] and out [rows, features] are dense; k and features are
-// multiples of 8; all begin at multiples of 16 bytes. The tile is one of those that ops/cuda_swiglu.py chooses from.
+// Both return what went wrong, or null.
+
+// To be called once for each device, while it is current: lets the kernels have their shared memory. That also loads
+// them, all at once, lest a request wait for one later.
+extern "C" const char* mini_infer_swiglu_prepare() {
+  const cudaError_t error = AllTiles::prepare();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// x [rows, k], weight [2 features, k] and out [rows, features] are dense; k and features are multiples of 8; all begin
+// at multiples of 16 bytes.
 extern "C" const char* mini_infer_swiglu(int tile_rows, int tile_width, bool shares_x, void* out, const void* x,
                                          const void* weight, int rows, int features, int k, int multiprocessors,
                                          cudaStream_t stream) {
   const Work work{static_cast<bf16*>(out), rows, features, k};
   if (rows < 1) return "there must be a row";
   if (features < 8 || features % 8 || k < 8 || k % 8) return "N and K must be multiples of 8";
-  return launch_one_of<Tile<1, 1, 144, true>, Tile<1, 1, 192, true>, Tile<1, 1, 224, true>, Tile<2, 1, 144, true>,
-                       Tile<2, 1, 192, true>, Tile<2, 1, 224, true>, Tile<3, 1, 144, true>, Tile<3, 1, 192, true>,
-                       Tile<3, 1, 224, true>, Tile<2, 2, 112, true>, Tile<2, 2, 144, true>, Tile<2, 2, 192, true>,
-                       Tile<3, 1, 192, false>, Tile<3, 1, 224, false>>(tile_rows, tile_width, shares_x, work, x, weight,
-                                                                       multiprocessors, stream);
+  return AllTiles::launch_one(tile_rows, tile_width, shares_x, work, x, weight, multiprocessors, stream);
 }
