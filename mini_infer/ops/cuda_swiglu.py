@@ -76,8 +76,7 @@ def tile_for(rows: int, features: int, k: int, dtype: torch.dtype, multiprocesso
 
 def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     """`tile_for` x [M, K] on a GPU and weight [2N, K], where the kernel is built and the GPU runs it; else None."""
-    multiprocessors = hopper_multiprocessors(x.device.index)
-    if not multiprocessors or load(LIBRARY, "swiglu", _ARGTYPES) is None:
+    if load(LIBRARY, "swiglu", _ARGTYPES) is None or not (multiprocessors := hopper_multiprocessors(x.device.index)):
         return None
     _prepare(LIBRARY, x.device.index)
     return tile_for(x.shape[0], weight.shape[0] // 2, x.shape[1], x.dtype, multiprocessors)
