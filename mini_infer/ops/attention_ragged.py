@@ -45,6 +45,11 @@ RAGGED_TILES = {
 LARGE_WORK = 512  # programs, about two rounds of an H200; with fewer, half as large tiles spread the work better
 
 
+def is_large(num_tokens: int, num_heads: int, rows: int) -> bool:
+    """Whether so many tokens are enough work for tiles of `rows` query rows."""
+    return num_tokens * num_heads // rows >= LARGE_WORK
+
+
 def launch_ragged(
     out: torch.Tensor,
     q: torch.Tensor,
@@ -62,7 +67,7 @@ def launch_ragged(
     group = num_heads // num_kv_heads
     block_dim = next_power_of_2(head_dim)
     tiles = RAGGED_TILES[q.element_size(), block_dim]
-    tile = tiles[-1] if num_tokens * group // tiles[-1].rows * num_kv_heads >= LARGE_WORK else tiles[0]
+    tile = tiles[-1] if is_large(num_tokens, num_heads, tiles[-1].rows) else tiles[0]
     rows = max(tile.rows, next_power_of_2(group))
     # Each sequence may leave its last tile unfilled, so this many tiles always suffice; the surplus returns at once.
     num_tiles = num_tokens // (rows // group) + num_seqs

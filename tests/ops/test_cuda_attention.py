@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mini_infer.ops import attention, cuda_attention
+from mini_infer.ops.attention_ragged import RAGGED_TILES, is_large
 from mini_infer.ops.cuda_attention import LIBRARY, can_attend, launch_chunks
 
 BF16 = torch.bfloat16
@@ -106,6 +111,21 @@ def test_chunks_that_fill_tiles(built, paged_case):
     assert not can_attend(case.q, case.k_cache, replace(case.batch, num_tokens=255), 0)
     assert not can_attend(case.q, case.k_cache, replace(case.batch, num_seqs=257, num_tokens=1024), 0)  # a graph's
     assert can_attend(case.q, case.k_cache, replace(case.batch, num_seqs=64, num_tokens=1024), 0)
+    assert not can_attend(case.q, case.k_cache, replace(case.batch, num_seqs=1024, num_tokens=8191), 0)
+    assert can_attend(case.q, case.k_cache, replace(case.batch, num_seqs=1024, num_tokens=8192), 0)  # large anyhow
+
+
+@given(st.integers(0, 512), st.integers(1, 512), st.integers(1, 8192))
+def test_triton_s_large_tiles_are_not_needed(num_decodes: int, num_chunks: int, chunked: int) -> None:
+    """Where this kernel is built, none but Triton's small tiles run, whatever the traffic: the rehearsal's large chunks
+    do not compile the large ones."""
+    num_tokens = num_decodes + max(num_chunks, chunked)
+    batch = SimpleNamespace(num_tokens=num_tokens, num_seqs=num_decodes + num_chunks, num_decodes=num_decodes)
+    q, k_cache = torch.empty(1, 28, 128, dtype=BF16), torch.empty(1, 4, 64, 128, dtype=BF16)
+    with mock.patch.multiple(cuda_attention, load=lambda *_: True, hopper_multiprocessors=lambda _: 132):
+        by_cuda = can_attend(q, k_cache, batch, 0)
+    large = is_large(num_tokens, 28, RAGGED_TILES[2, 128][-1].rows)
+    assert by_cuda or not large
 
 
 @pytest.mark.parametrize("shape", [dict(head_dim=64), dict(block_size=32), dict(block_size=96),
