@@ -45,13 +45,13 @@ def name_of(tile: Tile) -> str:
 
 
 def figures_of(products: list[dict[str, Any]]) -> list[Figure]:
-    """The time of the kernel, in per cent of the two kernels' that it replaces, where it is used."""
+    """The kernel's time, in per cent of the two kernels' that it replaces, where it is used: it should win by 5."""
     shares = [100 * row["us"][row["chosen"]][0] / row["us"][BASE][0] for row in products if row["chosen"]]
     if not shares:
         return []
-    return [Figure(f"gate and up as one kernel, time over that of two: {name}", round(share, 1), " %", wanted,
+    return [Figure(f"gate and up as one kernel, time over that of two: {name}", round(share, 1), " %", 95,
                    at_least=False)
-            for name, share, wanted in (("median", statistics.median(shares), 95), ("worst", max(shares), 102))]
+            for name, share in (("median", statistics.median(shares)), ("worst", max(shares)))]
 
 
 def held(graph: torch.cuda.CUDAGraph, copies: int, us: float) -> float:

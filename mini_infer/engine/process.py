@@ -78,7 +78,7 @@ def build(config: EngineConfig, sim: SimConfig | None) -> tuple[EngineLoop, Engi
     device = engine.info.device
     if device.startswith("cuda") and not is_built() and hopper_multiprocessors(int(device.partition(":")[2] or 0)):
         log("the optional CUDA kernels are not built; where nvcc is, python -m mini_infer.ops.build_cuda builds them, "
-            "for prompts and large batches")
+            "for prompts and batches of more than eight")
     threading.Thread(target=engine.grammars.warm, name="grammar-warm-up", daemon=True).start()
     return engine.loop, engine.info, engine.grammars.check
 

@@ -1,4 +1,4 @@
-"""`make build-ext`: compiles the CUDA kernels that are optional (ops/cuda) for the GPU that is here, in half a minute.
+"""`make build-ext`: compiles the CUDA kernels that are optional (ops/cuda) for the GPU that is here.
 
 Needs a torch with CUDA, the CUDA toolkit (CUDA_HOME, or where nvcc is), ninja and a C++ compiler. TORCH_CUDA_ARCH_LIST
 names other GPUs than the one that is here ("9.0;10.0"). Two of the kernels are for Hopper alone and need a toolkit of

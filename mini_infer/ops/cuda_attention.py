@@ -23,14 +23,14 @@ FEWEST_TOKENS = 256  # fewer are no work for a whole GPU in tiles of this size; 
 
 def can_attend(q: torch.Tensor, k_cache: torch.Tensor, batch: ForwardBatch, window: int) -> bool:
     """Whether `launch_chunks` takes the sequences of a batch that are behind its decode tokens: where it is built, this
-    GPU runs it, it knows such heads and pages, and sequences fill half a tile on average, or are so many tokens that
-    Triton's tiles would be as large."""
+    GPU runs it, it knows such heads and pages, and sequences fill half a tile on average, or Triton's tiles would be as
+    large (which no rehearsal has compiled, since this takes its chunks)."""
     num_tokens, num_seqs = batch.num_tokens - batch.num_decodes, batch.num_seqs - batch.num_decodes
     (num_heads, head_dim), (num_kv_heads, block_size) = q.shape[1:], k_cache.shape[1:3]
     group = num_heads // num_kv_heads
-    filled = 2 * num_tokens * group >= ROWS * num_seqs or is_large(batch.num_tokens, num_heads, ROWS)
+    filled = num_tokens >= FEWEST_TOKENS and 2 * num_tokens * group >= ROWS * num_seqs
     return (q.dtype == torch.bfloat16 and head_dim == HEAD_DIM and group <= ROWS and block_size % PAGE == 0
-            and not window and num_tokens >= FEWEST_TOKENS and filled
+            and not window and (filled or is_large(batch.num_tokens, num_heads, ROWS))
             and load(LIBRARY, "attention", _ARGTYPES) is not None and hopper_multiprocessors(q.device.index) > 0)
 
 

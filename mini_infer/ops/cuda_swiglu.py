@@ -55,8 +55,8 @@ class Tile:
         return self.rows >= 256 or rows <= self.rows * (1 if self.shares_x else 2)
 
 
-# That swiglu.cu is compiled for. Widths between the usual 128 and 256 divide the work evenly where
-# those would leave a third of the GPU idle in the last round: 37,888 x 256 by 144 x 256 is 2 rounds of 132 blocks.
+# That swiglu.cu is compiled for. Widths between the usual 128 and 256 divide the work evenly where those would leave a
+# third of the GPU idle in the last round: 37,888 x 256 by 144 x 256 is 2 rounds of 132 blocks.
 TILES = (*[Tile(rows, width, True) for rows in (64, 128, 192) for width in (144, 192, 224)],
          *[Tile(256, width, True) for width in (192, 144, 112)], Tile(192, 192, False), Tile(192, 224, False))
 

@@ -115,7 +115,7 @@ def test_chunks_that_fill_tiles(built, paged_case):
     assert can_attend(case.q, case.k_cache, replace(case.batch, num_seqs=1024, num_tokens=8192), 0)  # large anyhow
 
 
-@given(st.integers(0, 512), st.integers(1, 512), st.integers(1, 8192))
+@given(st.integers(0, 8192), st.integers(1, 512), st.integers(1, 8192))
 def test_triton_s_large_tiles_are_not_needed(num_decodes: int, num_chunks: int, chunked: int) -> None:
     """Where this kernel is built, none but Triton's small tiles run, whatever the traffic: the rehearsal's large chunks
     do not compile the large ones."""
