@@ -51,8 +51,7 @@ def decode_batch(num_seqs: int, context: int, device: str) -> ForwardBatch:
         cu_seqlens_q=torch.arange(num_seqs + 1, dtype=torch.int32, device=device),
         seq_lens=torch.full((num_seqs,), context, dtype=torch.int32, device=device),
         slots=torch.arange(num_seqs, dtype=torch.int32, device=device), block_table=table,
-        logit_rows=torch.arange(num_seqs, dtype=torch.int32, device=device),
-        num_tokens=num_seqs, num_seqs=num_seqs, max_query_len=1, max_seq_len=max(1024, context))
+        logit_rows=None, num_tokens=num_seqs, num_seqs=num_seqs, max_query_len=1, max_seq_len=max(1024, context))
 
 
 def capture_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor, torch.Tensor]]

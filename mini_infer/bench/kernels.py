@@ -222,7 +222,7 @@ def paged_inputs(lengths: Sequence[int], query_len: int, num_heads: int = HEADS,
     unused = torch.zeros(num_tokens, dtype=torch.int32, device=DEVICE)
     batch = ForwardBatch(
         input_ids=unused, positions=unused, slot_mapping=unused, cu_seqlens_q=starts, seq_lens=seq_lens, slots=slots,
-        block_table=block_table, logit_rows=starts[1:] - 1, num_tokens=num_tokens, num_seqs=num_seqs,
+        block_table=block_table, logit_rows=None, num_tokens=num_tokens, num_seqs=num_seqs,
         max_query_len=query_len, max_seq_len=longest, num_decodes=num_seqs if query_len == 1 else 0)
     return _random(num_tokens, num_heads, dim), _random(*shape), _random(*shape), batch
 

@@ -30,13 +30,15 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(config, dtype)
 
     def forward(
-        self, stream: torch.Tensor, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache
+        self, stream: torch.Tensor, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The residual stream [T, H] -> the stream with this layer's two contributions; it may be overwritten.
+        """The residual stream [T, H] -> the stream with this layer's two contributions; it may be overwritten. With
+        `wanted`, int32 [R], that of these tokens alone, [R, H]: the others only leave their keys and values.
 
         Each part gets its norm along, to be folded into its first matmul where that is faster.
         """
-        stream = self.self_attn(stream, self.input_layernorm, batch, rope_table, kv_cache)
+        stream = self.self_attn(stream, self.input_layernorm, batch, rope_table, kv_cache, wanted)
         return self.mlp(stream, self.post_attention_layernorm)
 
 
@@ -82,14 +84,16 @@ class Decoder(nn.Module):
         return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def forward(self, batch: ForwardBatch, kv_caches: Sequence[KVCache]) -> torch.Tensor:
-        """The step's T tokens -> hidden states [T, H] after the final norm, in the model's dtype.
+        """The step's T tokens -> hidden states after the final norm, in the model's dtype: [R, H] of the tokens whose
+        logits the batch asks for.
 
         `kv_caches` holds (k_cache, v_cache) of each layer, each [num_blocks + 1, num_kv_heads, block_size, head_dim].
         """
         stream = self.embed_tokens(batch.input_ids)
-        for layer, kv_cache in zip(self.layers, kv_caches, strict=True):
+        *layers, (last, last_cache) = zip(self.layers, kv_caches, strict=True)
+        for layer, kv_cache in layers:
             stream = layer(stream, batch, self.rope_table, kv_cache)
-        return self.norm(stream)
+        return self.norm(last(stream, batch, self.rope_table, last_cache, batch.logit_rows))
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, H], as `forward` left it -> logits [R, vocab_size] in the model's dtype, into `out` if given."""

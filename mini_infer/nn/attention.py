@@ -33,9 +33,11 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_windows[layer]
 
     def forward(
-        self, stream: torch.Tensor, norm: RMSNorm, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache
+        self, stream: torch.Tensor, norm: RMSNorm, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
+        wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """stream [T, H] -> stream + attention(norm(stream)); the stream may be overwritten.
+        """stream [T, H] -> stream + attention(norm(stream)); with `wanted`, int32 [R], of these tokens alone, [R, H].
+        The stream may be overwritten.
 
         The keys and values of the step's tokens are in the cache afterwards.
         """
@@ -45,4 +47,6 @@ class Attention(nn.Module):
         qkv = self.qkv_proj.of_norm(stream, norm)
         out = qkv_attention(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch, rope_table, k_cache, v_cache,
                             self.scale, self.sliding_window, q_norm, k_norm, self.norm_eps)
+        if wanted is not None:
+            stream, out = stream[wanted], out[wanted]
         return self.o_proj.add_to(stream, out.flatten(1))

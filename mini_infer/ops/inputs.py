@@ -48,7 +48,7 @@ class ForwardBatch:
     seq_lens: torch.Tensor  # int32 [B], tokens of b with K and V in the cache once this step's are written
     slots: torch.Tensor  # int32 [B], each sequence's row in `block_table`
     block_table: torch.Tensor  # int32 [num_slots + 1, max_blocks], may be a strided view (stride(1) == 1)
-    logit_rows: torch.Tensor  # int32 [R], the tokens whose logits are needed
+    logit_rows: torch.Tensor | None  # int32 [R], the tokens whose logits are needed; None: those of all T
     num_tokens: int  # T
     num_seqs: int  # B
     max_query_len: int  # upper bound on the tokens of b, 1 where each has one

@@ -49,14 +49,14 @@ def decode_shapes(max_num_seqs: int, max_model_len: int, num_kv_heads: int) -> l
 def mixed_shapes(max_num_seqs: int, most_tokens: int, longest: int) -> list[StepShape]:
     """Prompt chunks and decode tokens, up to `most_tokens` in all, of contexts up to `longest`.
 
-    Each size comes for few sequences and for as many as there can be, since each sequence costs a row of logits; one
-    more is for padding. There is none beyond MAX_MIXED.
+    Each size comes for few sequences and for as many as there can be, since each sequence costs a row of the last layer
+    and of logits; one more than all is for padding. There is none beyond MAX_MIXED.
     """
     most = min(most_tokens, MAX_MIXED, longest)
     sizes = [size for size in (*range(64, 512, 64), *range(512, MAX_MIXED, 128)) if size < most]
     sizes += [most] if most > 1 else []
     return [StepShape(size, num_seqs, longest, size) for size in sizes
-            for num_seqs in sorted({min(few, size, max_num_seqs + 1) for few in (64, 256 + 1, MAX_BATCH + 1)})]
+            for num_seqs in sorted({min(few, size, max_num_seqs + 1) for few in (64, 128, 256, MAX_BATCH + 1)})]
 
 
 class StepGraphs:

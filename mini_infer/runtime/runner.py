@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
@@ -90,15 +92,16 @@ class Runner:
         header.seq_lens[-1] = longest
         header.cu_seqlens_q[-1] = num_tokens
         batch = self._batch(header, num_tokens, num_seqs, longest, max_seq_len, num_decodes)
-        self._logits(self._model.forward(batch, self._caches), batch)
+        self._model.logits(self._model.forward(batch, self._caches))
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> DeviceStep:
         """Enqueue the step and return at once (on a CPU: compute it)."""
         seqs = plan.seqs
         num_tokens, max_seq_len = plan.num_tokens, max(seq.start + seq.n for seq in seqs)
+        scores_prompts = any(seq.prompt_logprobs for seq in seqs)
         shape = None
-        if self._graphs is not None and not any(seq.prompt_logprobs for seq in seqs):
+        if self._graphs is not None and not scores_prompts:
             shape = self._graphs.find(num_tokens, len(seqs), max_seq_len)
         header = self._upload(plan, shape.num_seqs if shape else len(seqs), shape.num_tokens if shape else num_tokens)
         slots = [seq.slot for seq in seqs]
@@ -111,9 +114,13 @@ class Runner:
         else:
             num_decodes = next((index for index, seq in enumerate(seqs) if seq.n > 1), len(seqs))
             batch = self._batch(header, num_tokens, len(seqs), max(seq.n for seq in seqs), max_seq_len, num_decodes)
+            if scores_prompts:
+                batch = replace(batch, logit_rows=None)
             hidden = self._model.forward(batch, self._caches)
-            logits = self._logits(hidden, batch)
-            prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
+            if scores_prompts:
+                prompt_logprobs = self._prompt_logprobs_of(seqs, hidden)
+                hidden = hidden[batch.cu_seqlens_q[1:] - 1]
+            logits = self._model.logits(hidden)
         positions = header.seq_lens[: len(seqs)]
         # After a graph this samples again, from the graph's logits, with what it left out; the token written below
         # replaces the graph's before anything has read it.
@@ -162,17 +169,12 @@ class Runner:
         input_ids, positions, slot_mapping = prepare_inputs(
             slots, seq_lens, cu_seqlens_q, self._state.token_ids, self._state.block_table, self._block_size,
             num_tokens, max_query_len)
-        # A token each: it is its own sequence's last, and no kernel is spent on saying so.
-        logit_rows = cu_seqlens_q[:-1] if max_query_len == 1 else cu_seqlens_q[1:] - 1
+        logit_rows = None if max_query_len == 1 else cu_seqlens_q[1:] - 1  # each sequence's last token
         return ForwardBatch(
             input_ids=input_ids, positions=positions, slot_mapping=slot_mapping, cu_seqlens_q=cu_seqlens_q,
             seq_lens=seq_lens, slots=slots, block_table=self._state.block_table, logit_rows=logit_rows,
             num_tokens=num_tokens, num_seqs=num_seqs, max_query_len=max_query_len, max_seq_len=max_seq_len,
             num_decodes=num_decodes)
-
-    def _logits(self, hidden: torch.Tensor, batch: ForwardBatch, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Of each sequence's last token."""
-        return self._model.logits(hidden if batch.max_query_len == 1 else hidden[batch.logit_rows], out)
 
     def _whole_step(self, shape: StepShape) -> tuple[torch.Tensor, torch.Tensor]:
         """The whole step as a graph holds it, of what the header says. Returns (logits, token_ids)."""
@@ -180,7 +182,7 @@ class Runner:
         batch = self._batch(header, shape.num_tokens, shape.num_seqs, shape.max_query_len, shape.max_seq_len)
         hidden = self._model.forward(batch, self._caches)
         # All graphs share one buffer of logits, else each would hold its own.
-        logits = self._logits(hidden, batch, self._logits_buffer[: shape.num_seqs])
+        logits = self._model.logits(hidden, self._logits_buffer[: shape.num_seqs])
         token_ids = sample(logits, header.slots, header.seq_lens, self._state.params, SamplingNeeds(random=True))
         write_tokens(self._state.token_ids, header.write_slots, header.seq_lens, token_ids)
         return logits, token_ids

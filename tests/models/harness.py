@@ -41,8 +41,9 @@ class Harness:
         self.block_table = torch.cat([self.block_table, torch.full_like(self.block_table[:1], num_blocks)])
 
     @torch.inference_mode()
-    def step(self, counts: dict[int, int]) -> dict[int, torch.Tensor]:
-        """Compute the next `counts[seq]` tokens of each sequence -> its logits, float32 [n, vocab_size]."""
+    def step(self, counts: dict[int, int], last_only: bool = False) -> dict[int, torch.Tensor]:
+        """Compute the next `counts[seq]` tokens of each sequence -> their logits, float32 [n, vocab_size]; with
+        `last_only` those of the last one, [1, vocab_size]."""
         device = self.block_table.device
 
         def ints(values: Sequence[int]) -> torch.Tensor:
@@ -62,10 +63,10 @@ class Harness:
         batch = ForwardBatch(
             input_ids=ints(ids), positions=ints(positions), slot_mapping=ints(slot_mapping),
             cu_seqlens_q=ints(cu_seqlens), seq_lens=ints(lens), slots=ints(list(counts)), block_table=self.block_table,
-            logit_rows=ints([end - 1 for end in cu_seqlens[1:]]), num_tokens=len(ids), num_seqs=len(counts),
-            max_query_len=max(counts.values()), max_seq_len=max(lens))
+            logit_rows=ints([end - 1 for end in cu_seqlens[1:]]) if last_only else None, num_tokens=len(ids),
+            num_seqs=len(counts), max_query_len=max(counts.values()), max_seq_len=max(lens))
         logits = self.model.logits(self.model(batch, self.kv_caches)).float()
-        return dict(zip(counts, logits.split(list(counts.values())), strict=True))
+        return dict(zip(counts, logits.split(1 if last_only else list(counts.values())), strict=True))
 
     def generate(self, prompts: list[list[int]], num_tokens: int, chunk: int = 7) -> list[torch.Tensor]:
         """Greedy continuations: prompts in chunks, sequences decoding as soon as they can, all in one batch.

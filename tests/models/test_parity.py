@@ -118,6 +118,21 @@ def test_chunks_and_blocks_do_not_matter(chunk, tmp_path):
     assert (whole - chunked).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_last_layer_leaves_out_what_nobody_asked_for(layers, tmp_path):
+    """Logits of the last tokens alone are those of all, and the keys and values of the others are there afterwards."""
+    save_checkpoint(LlamaConfig(**{**SHAPE, "num_hidden_layers": layers}), tmp_path)
+    prompts = [torch.randint(VOCAB_SIZE, (n,)).tolist() for n in (30, 9, 14)]
+    model = load(tmp_path)
+    whole, lasts = Harness(model, 3), Harness(model, 3)
+    whole.tokens = lasts.tokens = prompts
+    for counts in ({0: 11, 1: 1}, {0: 7, 1: 5, 2: 4}, {2: 9}, {0: 12, 1: 3, 2: 1}):
+        expected, got = whole.step(counts), lasts.step(counts, last_only=True)
+        for seq, n in counts.items():
+            assert expected[seq].shape == (n, VOCAB_SIZE) and got[seq].shape == (1, VOCAB_SIZE)
+            assert (got[seq][0] - expected[seq][-1]).abs().max() <= 1e-4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", [LlamaConfig, Qwen3Config])
 def test_half_precision_is_as_near_to_float32_as_the_reference(family, dtype, tmp_path):

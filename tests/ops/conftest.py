@@ -157,7 +157,7 @@ def paged_case() -> Callable[..., PagedCase]:
             seq_lens=torch.tensor(lens + [b % 2 for b in range(padding)], dtype=torch.int32, device=device),
             slots=torch.cat((slots, torch.full((padding,), num_slots, dtype=torch.int32))).to(device),
             block_table=state.to(device)[:, 4 : 4 + max(pages) + 1],
-            logit_rows=torch.zeros(0, dtype=torch.int32, device=device),
+            logit_rows=None,
             num_tokens=num_tokens,
             num_seqs=len(query_lens),
             max_query_len=max(query_lens),

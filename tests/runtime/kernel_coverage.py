@@ -37,7 +37,7 @@ from mini_infer.runtime.state import SlotState
 
 MAX_NUM_SEQS, MAX_MODEL_LEN, MAX_TOKENS, BLOCK_SIZE, NUM_BLOCKS = 256, 8192, 2048, 64, 600
 CONFIG = ModelConfig(
-    architecture="test", vocab_size=1024, hidden_size=256, intermediate_size=256, num_layers=1, num_heads=8,
+    architecture="test", vocab_size=1024, hidden_size=256, intermediate_size=256, num_layers=2, num_heads=8,
     num_kv_heads=4, head_dim=128, rms_norm_eps=1e-6, rope=RopeConfig(), max_position_embeddings=MAX_MODEL_LEN,
     tie_word_embeddings=False, dtype="bfloat16", qk_norm=True)
 
