@@ -101,6 +101,7 @@ def candidates(rows: int) -> list[SkinnyTile]:
     """Other tiles to try, so that the choice in ops/skinny.py can be measured again."""
     if rows == 1:
         shapes = [(4, 1024, 4, 2), (4, 2048, 8, 2), (8, 512, 4, 3), (8, 1024, 8, 2), (2, 2048, 4, 2), (2, 1024, 4, 2)]
+        shapes = [(*shape, False) for shape in shapes] + [(16, 512, 4, 3)]
     else:
         shapes = [(16, 512, 4, 4), (32, 512, 4, 3), (16, 1024, 4, 3), (16, 1024, 8, 3), (32, 1024, 8, 2)]
     return [SkinnyTile(*shape) for shape in shapes]

@@ -4,8 +4,8 @@ Such a product takes as long as its weight takes to read, so the norm before it,
 residual addition after it are done on the way, and the first of its weights are on the way before the kernel before it
 has ended (ops/pdl.py). Two shapes of kernel:
 
-- one row: a block multiplies and sums on the ordinary cores, a few output features by all of K. The norm is folded in
-  by (x / rms(x) * g) W = (x * g) W / rms(x): the sum of squares is collected while x streams by.
+- one row, mostly: a block multiplies and sums on the ordinary cores, a few output features by all of K. The norm is
+  folded in by (x / rms(x) * g) W = (x * g) W / rms(x): the sum of squares is collected while x streams by.
 - up to 16 rows: the tensor cores take the weight as the 16-row operand and the tokens as the columns; the warps of a
   block split K between them (a batched dot), since there are too few outputs to go round. The norm is folded in where a
   block takes all of K at once; in a loop it would keep x from going to the tensor cores directly, and cost four times
@@ -30,12 +30,19 @@ SHORT_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class SkinnyTile:
-    """features: output features of a block; k: how much of K it takes at a time."""
+    """features: output features of a block; k: how much of K it takes at a time; dot: on the tensor cores, which more
+    than one row needs."""
 
     features: int
     k: int
     warps: int
     stages: int
+    dot: bool = True
+
+
+# By outputs, of 2 to 8 rows. Two blocks of (16, 512, 4, 3) fit on an SM, so that 12,288 outputs are 2.9 rounds of an
+# H200's 132 SMs, but these 3.4 and 4.5; of the first of these, all run at once.
+GATED_TILES = {14336: SkinnyTile(16, 128, 1, 4), 18944: SkinnyTile(16, 256, 2, 3)}
 
 
 def max_skinny_rows(weight: torch.Tensor) -> int:
@@ -46,23 +53,32 @@ def max_skinny_rows(weight: torch.Tensor) -> int:
     return 8 if weight.element_size() == 2 else 1
 
 
-def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
-    """What made decode steps of 0.6 to 8 billion parameters shortest (benchmarks/LOG.md, 28 and 79)."""
-    if rows == 1:
-        if k <= 1024:
-            return SkinnyTile(4, 1024, 2, 1) if gated or features >= 1 << 16 else SkinnyTile(8, 1024, 4, 1)
-        if k <= 4096 and features <= 2048:
-            return SkinnyTile(2, next_power_of_2(k), 4, 1)
-        if k <= 4096:
-            return SkinnyTile(4, 512, 2, 1) if gated else SkinnyTile(4, 512, 4, 1)
-        return SkinnyTile(2, 2048, 4, 1)
-    if rows <= 8 and features < 1 << 16:
-        if k <= 1024:  # all of K at once, the norm folded in
-            return SkinnyTile(16, 1024, 4, 1) if gated else SkinnyTile(32, 1024, 4, 1)
-        if k <= 4096 and features <= 2048:
-            return SkinnyTile(16, 1024, 4, 3) if k <= 2048 else SkinnyTile(16, 1024, 8, 3)
-        return SkinnyTile(16, 512, 4, 3)
-    return SkinnyTile(32, 512, 4, 3)
+def choose_tile(rows: int, features: int, k: int, gated: bool, itemsize: int = 2) -> SkinnyTile:
+    """What made decode steps of 0.6 to 8 billion parameters shortest (benchmarks/LOG.md, 28, 79 and 83). `itemsize`:
+    bytes of a weight; the tensor cores have none of 4."""
+    if rows == 1 and (itemsize > 2 or (k <= 16384 and not (gated and features == 14336))):
+        return _one_row_tile(features, k, gated)
+    if rows > 8 or features >= 1 << 16:
+        return SkinnyTile(32, 512, 4, 3)
+    if k <= 1024:  # all of K at once, the norm folded in
+        return SkinnyTile(16, 1024, 4, 1) if gated else SkinnyTile(32, 1024, 4, 1)
+    if k <= 4096 and features <= 2048:
+        return SkinnyTile(16, 2048, 8, 1) if k <= 2048 else SkinnyTile(16, 1024, 8, 3)
+    if gated:
+        return GATED_TILES.get(features, SkinnyTile(16, 512, 4, 3))
+    return SkinnyTile(16, 256, 2, 4) if features > k else SkinnyTile(16, 512, 4, 3)
+
+
+def _one_row_tile(features: int, k: int, gated: bool) -> SkinnyTile:
+    if gated or features >= 1 << 16:
+        size = (4, 1024, 2) if k <= 1024 else (4, 512, 2) if gated else (4, 512, 4)
+    elif k <= 1024:
+        size = (8, 1024, 4)
+    elif k <= 4096 and (features <= 2048 or k == 4096 < features):  # all of K at once
+        size = (2, next_power_of_2(k), 4)
+    else:
+        size = (2, 2048, 4) if features <= k <= 4096 else (4, 512, 4)
+    return SkinnyTile(*size, stages=1, dot=False)
 
 
 def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
@@ -74,16 +90,16 @@ def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
     """
     rows, k = x.shape
     features, out = epilogue.num_features(weight), epilogue.place(x, weight, out)
-    tile = tile or choose_tile(rows, features, k, epilogue.gated)
+    tile = tile or choose_tile(rows, features, k, epilogue.gated, weight.element_size())
     norm_weight = epilogue.norm_weight
-    if norm_weight is not None and rows > 1 and k > tile.k:
+    if norm_weight is not None and tile.dot and k > tile.k:
         x, norm_weight = rms_norm(x, norm_weight, epilogue.eps), None
     flags = dict(HAS_NORM=norm_weight is not None, HAS_BIAS=epilogue.bias is not None, GATED=epilogue.gated,
                  HAS_RESIDUAL=epilogue.residual is not None, SHORT=weight.nbytes <= SHORT_BYTES, **pdl_options(x, rows))
     grid = (cdiv(features, tile.features),)
     bias = x if epilogue.bias is None else epilogue.bias  # absent operands are never read; any pointer does
     norm_weight = x if norm_weight is None else norm_weight
-    if rows == 1:
+    if not tile.dot:
         _one_row_kernel[grid](
             out, x, norm_weight, weight, bias, epilogue.eps, features, K=k, FEATURES=tile.features, BLOCK_K=tile.k,
             **flags, num_warps=tile.warps, num_stages=tile.stages)

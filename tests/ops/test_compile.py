@@ -76,9 +76,9 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
                                      (8, 1024, 3072, False), (16, 18944, 3584, True), (8, 152064, 3584, False)):
         chosen = skinny.choose_tile(rows, features, k, gated)
         shape = {"K": k, "FEATURES": chosen.features, "HAS_BIAS": True, "GATED": gated, "HAS_RESIDUAL": not gated,
-                 "HAS_NORM": gated and (rows == 1 or k <= chosen.k), "SHORT": True, **pdl}
+                 "HAS_NORM": gated and (not chosen.dot or k <= chosen.k), "SHORT": True, **pdl}
         options = {"num_warps": chosen.warps, "num_stages": chosen.stages}
-        if rows == 1:
+        if not chosen.dot:
             yield skinny._one_row_kernel, {**shape, "BLOCK_K": chosen.k}, options
         else:
             shape |= {"PARTS": chosen.warps, "BLOCK_K": chosen.k // chosen.warps, "ROWS": 8 if rows <= 8 else 16}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mini_infer.ops.cuda_skinny import LIBRARY, TILES, CudaTile, cuda_skinny_matmul, tile_for
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.linear import linear_add
-from mini_infer.ops.skinny import skinny_matmul
+from mini_infer.ops.skinny import SkinnyTile, skinny_matmul
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
@@ -22,8 +22,8 @@ EPS = 1e-6
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if ON_GPU else [])
 SHAPES = [(1, 40, 96), (1, 33, 2100), (2, 24, 128), (5, 40, 1100), (8, 2100, 1100), (9, 17, 96), (16, 24, 64)]
 if ON_GPU:
-    SHAPES += [(1, 6144, 1024), (1, 3584, 18944), (1, 152064, 3584), (8, 3072, 1024), (8, 14336, 4096),
-               (16, 1024, 3072)]
+    SHAPES += [(1, 6144, 1024), (1, 3584, 18944), (1, 152064, 3584), (1, 4096, 4096), (1, 6144, 4096),
+               (1, 14336, 4096), (2, 18944, 3584), (8, 3072, 1024), (8, 1024, 2048), (8, 14336, 4096), (16, 1024, 3072)]
 # Rows of whole groups and others, pieces of K that some warps have and others have not, blocks that are not full.
 CUDA_SHAPES = [shape for shape in SHAPES if shape[2] % 32 == 0 and shape[1] < 1 << 16] + [
     (3, 200, 32), (5, 40, 1120), (8, 4096, 1024), (8, 3584, 3584), (11, 1001, 2048), (16, 4096, 4096)]
@@ -93,6 +93,12 @@ def needs_the_cuda_kernels() -> None:
         pytest.skip("the CUDA kernels are not built: make build-ext")
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the CUDA kernels are for Hopper and later")
+
+
+@pytest.mark.parametrize("tile", [SkinnyTile(16, 64, 2, 1), SkinnyTile(4, 64, 2, 1, dot=False)], ids=str)
+def test_one_row_on_either_kind_of_cores(tile: SkinnyTile) -> None:
+    for shape in ((1, 40, 64), (1, 33, 200)):
+        check(shape, torch.float16, partial(skinny_matmul, tile=tile))
 
 
 @pytest.mark.skipif(ON_GPU, reason="the interpreter's part")

@@ -246,8 +246,7 @@ __device__ void attend(const Work& work, Shared& shared, uint32_t queries, uint3
   while (true) {
     wait(shared.tile_full[tile_at.stage], tile_at.parity);
     const Tile tile = shared.tile[tile_at.stage];
-    __syncwarp();
-    release(shared.tile_empty[tile_at.stage]);
+    arrive(shared.tile_empty[tile_at.stage]);
     tile_at.advance();
     if (tile.num_tokens < 0) break;
     int position[2];
@@ -351,7 +350,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     set_up(shared.q_empty, WARPGROUPS * 4);
     for (int i = 0; i < 2; ++i) {
       set_up(shared.tile_full[i], 1);
-      set_up(shared.tile_empty[i], WARPGROUPS * 4);
+      set_up(shared.tile_empty[i], WARPGROUPS * 128);
     }
     for (int stage = 0; stage < STAGES; ++stage) {
       set_up(shared.k_full[stage], 1);
