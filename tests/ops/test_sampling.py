@@ -8,6 +8,8 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -15,14 +17,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling_tables import DEVICE, Row, int32, kept_weights, may_draw, params_table
 
-from mini_infer.ops import sampling
+from mini_infer.ops import filters, sampling
 from mini_infer.ops.dispatch import HAS_TRITON
 from mini_infer.ops.random import mix64, two_uniforms
 from mini_infer.ops.sampling import INVALID_TOKEN, SamplingNeeds
 from mini_infer.ops.sampling_params import row_params
 
 GREEDY, RANDOM, FILTERED = SamplingNeeds(), SamplingNeeds(random=True), SamplingNeeds(random=True, filtered=True)
-IMPLEMENTATIONS = [sampling._sample_torch, *([sampling._sample_triton] if HAS_TRITON else [])]
+SMALL = {"STRETCH": 4, "SPAN": 32, "FIRST": 6, "SECOND": 20, "BLOCK": 64}  # many stretches in a small vocabulary
+
+
+def sample_in_small_stretches(*args: Any) -> torch.Tensor:
+    with mock.patch.multiple(filters, **SMALL):
+        return sampling._sample_triton(*args)
+
+
+IMPLEMENTATIONS = [sampling._sample_torch,
+                   *([sampling._sample_triton, sample_in_small_stretches] if HAS_TRITON else [])]
 Implementation = Callable[..., torch.Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")  # the interpreter's numpy, on NaN and inf
 
@@ -88,9 +99,11 @@ def test_filters_keep_what_transformers_keeps(row: Row) -> None:
     table, slots = params_table([row]), int32([0] * 8)
     params = row_params(table, slots)
     weights = (logits / params.temperature[:, None]).softmax(-1)
-    thresholds = [sampling._thresholds_torch(logits, weights, params)]
+    thresholds = [filters.thresholds_torch(logits, weights, params)]
     if HAS_TRITON:
-        thresholds.append(sampling._thresholds_triton(logits, slots, table))
+        thresholds.append(filters.thresholds_triton(logits, slots, table))
+        with mock.patch.multiple(filters, **SMALL):
+            thresholds.append(filters.thresholds_triton(logits, slots, table))
     for threshold in thresholds:
         assert torch.equal(logits >= threshold[:, None], scores > -torch.inf)
 
@@ -199,9 +212,10 @@ def test_kernels_compile_for_a_gpu() -> None:
         from triton import compile
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
-        from mini_infer.ops import logit_bias, logprobs, penalties, sampling
+        from mini_infer.ops import filters, logit_bias, logprobs, penalties, sampling
 
-        FLOATS = ("thresholds_ptr", "chunk_max_ptr", "chunk_sum_ptr", "chunk_log_sum_ptr", "values_ptr")
+        FLOATS = ("thresholds_ptr", "peaks_ptr", "span_peaks_ptr", "masses_ptr", "facts_ptr", "chunk_max_ptr",
+                  "chunk_sum_ptr", "chunk_log_sum_ptr", "values_ptr")
 
         def check(kernel, dtype, warps=4, **constants):
             signature = {}
@@ -225,7 +239,10 @@ def test_kernels_compile_for_a_gpu() -> None:
                 flags.update({} if random else {"chunk_sum_ptr": None})
                 check(sampling._chunk_kernel, dtype, **flags, CHUNKS=4)
                 check(sampling._choose_kernel, dtype, **flags, CHUNKS=256)
-            check(sampling._threshold_kernel, dtype, 16, SPARE_BITS=spare_bits, BLOCK=8192)
+            bits = {"SPARE_BITS": spare_bits, "FACTS": filters.FACTS}
+            check(filters._stretches_kernel, dtype, STRETCH=32, SPAN=128)
+            check(filters._order_kernel, dtype, 16, **bits, STRETCHES=8192, SPANS=64, FIRST=256, SECOND=1024)
+            check(filters._threshold_kernel, dtype, 16, **bits, STRETCH=32, BLOCK=256)
             check(logprobs._normalize_and_rank_kernel, dtype, CHUNK=4096)
         check(penalties._count_kernel, "*fp32", BLOCK=1024)
         check(penalties._penalise_kernel, "*fp32", BLOCK=1024)
