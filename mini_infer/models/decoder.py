@@ -34,7 +34,8 @@ class DecoderLayer(nn.Module):
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The residual stream [T, H] -> the stream with this layer's two contributions; it may be overwritten. With
-        `wanted`, int32 [R], that of these tokens alone, [R, H]: the others only leave their keys and values.
+        `wanted` (the last layer's are the batch's `logit_rows`), int32 [R], that of these tokens alone, [R, H]: the
+        others only leave their keys and values.
 
         Each part gets its norm along, to be folded into its first matmul where that is faster.
         """

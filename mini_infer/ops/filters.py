@@ -6,11 +6,15 @@ what the ones before left.
 
 On a GPU t is found bit by bit, from the highest: the largest key that k logits reach, or that logits with a mass of p
 reach. Each bit looks at the logits again, so it had better look at few. The vocabulary is cut into stretches of 32
-tokens. The k-th largest of the stretches' largest logits is reached by at least k logits, so the k-th largest logit of
-all lies in one of the stretches that reach it. For top-p alone the stretches that reach the 256th largest are tried
-first: if the logits that reach it have the mass, all of the nucleus is there; then those that reach the 1,024th; then
-all. Three kernels: one reads all logits and leaves each stretch's largest; one a row puts the stretches in order; one a
-row finds t.
+tokens, and the largest logit of a stretch is its peak:
+
+- Top-k: k peaks are at least the k-th largest peak, so k logits are. Hence the k-th largest logit is at least that
+  much, and lies in a stretch whose peak is.
+- Top-p without top-k: the stretches whose peaks are at least the 256th largest are tried first. If the logits that are
+  at least that much have the mass, all of the nucleus is there. Then those whose peaks are at least the 1,024th; then
+  all. With min-p as well it is the stretches that hold whatever min-p leaves, for their mass must be known.
+
+Three kernels: one reads all logits and leaves the peaks; one a row puts the stretches in order; one a row finds t.
 """
 
 from __future__ import annotations
@@ -76,7 +80,8 @@ def _thresholds_among_largest(
 def thresholds_triton(logits: torch.Tensor, slots: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     """The smallest logit that each row keeps, float32 [R]; -inf for rows that filter nothing.
 
-    logits [R, V] float32, bfloat16 or float16; slots int32 [R]; params int32 [num_slots + 1, 16].
+    logits [R, V] float32, bfloat16 or float16; slots int32 [R]; params int32 [num_slots + 1, 16], top_k 0 where it is
+    off. Of a row that cannot be sampled (NaN, +inf, nothing but -inf) any number.
     """
     num_rows, vocab_size = logits.shape
     num_stretches = cdiv(vocab_size, STRETCH)
@@ -130,9 +135,10 @@ def _sort_key(x):
 
 @triton.jit
 def _key_value(key, SPARE_BITS: tl.constexpr):
-    """The float of a key whose low bits were not searched; in a float that came from a narrower dtype they are zero."""
+    """The float of a key whose low bits were not searched; in a float that came from a narrower dtype they are zero.
+    The key 0, that of no number, is -inf here."""
     bits = tl.where(key >> 31 != 0, key & 0x7FFFFFFF, ~(key | ((1 << SPARE_BITS) - 1)))
-    return bits.to(tl.float32, bitcast=True)
+    return tl.where(key == 0, float("-inf"), bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit(do_not_specialize=["num_stretches", "num_spans"])
@@ -140,8 +146,8 @@ def _stretches_kernel(
     logits_ptr, logits_stride, slots_ptr, params_ptr, params_stride, peaks_ptr, span_peaks_ptr, masses_ptr, vocab_size,
     num_stretches, num_spans, STRETCH: tl.constexpr, SPAN: tl.constexpr,
 ):
-    """One program: SPAN stretches of a row; each one's largest logit, and (for top-p alone) the largest of all of them
-    and their mass relative to it."""
+    """One program: SPAN stretches of a row; their peaks and, for top-p without top-k, the largest of these and the mass
+    of all relative to it."""
     span = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -179,11 +185,13 @@ def _order_kernel(
     num_spans, SPARE_BITS: tl.constexpr, STRETCHES: tl.constexpr, SPANS: tl.constexpr, FIRST: tl.constexpr,
     SECOND: tl.constexpr, FACTS: tl.constexpr,
 ):
-    """One program a row: the stretches in the order in which to look at them, those with the largest peaks first, then
-    those with large ones, then the others, which may be nothing but -inf; within each of the three as they come.
+    """One program a row: the stretches in the order in which to look at them. First those whose peaks are at least the
+    k-th largest (without top-k the FIRST-th), then (without top-k) those at least the SECOND-th, then the others, also
+    all that are nothing but -inf; within each of the three groups as they come.
 
-    Facts: the row's largest logit, its mass relative to that (for top-p alone), and for the first and the first two
-    sorts of stretches what a peak must reach, and how many they are.
+    Facts of a row: [0] the largest logit; where there is top-k or top-p also [2] and [3] the least peak of the first
+    and of the second group, [4] and [5] how many stretches the first and the first two have; for top-p without top-k
+    [1] the mass of all logits relative to the largest.
     """
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots_ptr + row).to(tl.int64)
@@ -240,7 +248,7 @@ def _kth_largest(
     row_ptr, order_ptr, count, vocab_size, k, SPARE_BITS: tl.constexpr, STRETCH: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The k-th largest logit of the first `count` stretches: its key is built bit by bit, from the highest, as the
-    largest key that k logits reach; -inf if there are fewer."""
+    largest key that k logits reach; -inf if fewer than k are more than that."""
     key = tl.full((), 0, tl.uint32)
     for i in range(32 - SPARE_BITS):
         candidate = key | (tl.full((), 0x80000000, tl.uint32) >> i)
@@ -249,14 +257,14 @@ def _kth_largest(
             x = _logits_of(row_ptr, order_ptr, start, count, vocab_size, STRETCH, BLOCK)
             reached += ((x > float("-inf")) & (_sort_key(x) >= candidate)).to(tl.int32)
         key = tl.where(tl.sum(reached, axis=0) >= k, candidate, key)
-    return tl.where(key == 0, float("-inf"), _key_value(key, SPARE_BITS))
+    return _key_value(key, SPARE_BITS)
 
 
 @triton.jit
 def _mass(
     row_ptr, order_ptr, count, vocab_size, top, inverse_temperature, floor, STRETCH: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Of the logits in [floor, inf) of the first `count` stretches."""
+    """The mass, relative to `top`, of the logits in [floor, inf) of the first `count` stretches."""
     mass = tl.zeros([BLOCK * STRETCH], tl.float32)
     for start in range(0, count, BLOCK):
         x = _logits_of(row_ptr, order_ptr, start, count, vocab_size, STRETCH, BLOCK)
@@ -270,7 +278,7 @@ def _nucleus(
     STRETCH: tl.constexpr, BLOCK: tl.constexpr,
 ):
     """The largest logit t such that those in [t, inf), of the first `count` stretches and not below `floor`, have a
-    mass of at least `target`; together they must."""
+    mass of at least `target`, and some; -inf if all together have less."""
     key = tl.full((), 0, tl.uint32)
     for i in range(32 - SPARE_BITS):
         candidate = key | (tl.full((), 0x80000000, tl.uint32) >> i)
@@ -278,7 +286,8 @@ def _nucleus(
         for start in range(0, count, BLOCK):
             x = _logits_of(row_ptr, order_ptr, start, count, vocab_size, STRETCH, BLOCK)
             mass += tl.where(_sort_key(x) >= candidate, weigh(x, top, inverse_temperature, floor), 0.0)
-        key = tl.where(tl.sum(mass, axis=0) >= target, candidate, key)
+        total = tl.sum(mass, axis=0)
+        key = tl.where((total >= target) & (total > 0), candidate, key)
     return _key_value(key, SPARE_BITS)
 
 
@@ -305,9 +314,7 @@ def _threshold_kernel(
         if (top_k > 0) | (top_p < 1):
             first = tl.load(facts + 2)
             count = tl.load(facts + 4).to(tl.int32)  # of stretches that hold whatever may be kept
-            if top_k > 0:
-                if top_k > num_stretches:
-                    count = num_stretches
+            if top_k > 0:  # for more than there are stretches, the least peak counts, so all are in the first group
                 kth = _kth_largest(row_ptr, order, count, vocab_size, top_k, SPARE_BITS, STRETCH, BLOCK)
                 threshold = tl.maximum(threshold, kth)
             if top_p < 1:

@@ -40,8 +40,9 @@ class SkinnyTile:
     dot: bool = True
 
 
-# By outputs, of 2 to 8 rows. Two blocks of (16, 512, 4, 3) fit on an SM, so that 12,288 outputs are 2.9 rounds of an
-# H200's 132 SMs, but these 3.4 and 4.5; of the first of these, all run at once.
+# By outputs, where smaller blocks are better for gate and up than (16, 512, 4, 3). Two of those fit on an SM, so that
+# 12,288 outputs are 2.9 rounds of an H200's 132 SMs, but 14,336 are 3.4 and 18,944 are 4.5. Of (16, 128, 1, 4) seven
+# fit, and the 896 that 14,336 outputs need run all at once.
 GATED_TILES = {14336: SkinnyTile(16, 128, 1, 4), 18944: SkinnyTile(16, 256, 2, 3)}
 
 
@@ -56,7 +57,8 @@ def max_skinny_rows(weight: torch.Tensor) -> int:
 def choose_tile(rows: int, features: int, k: int, gated: bool, itemsize: int = 2) -> SkinnyTile:
     """What made decode steps of 0.6 to 8 billion parameters shortest (benchmarks/LOG.md, 28, 79 and 83). `itemsize`:
     bytes of a weight; the tensor cores have none of 4."""
-    if rows == 1 and (itemsize > 2 or (k <= 16384 and not (gated and features == 14336))):
+    tensor_cores = k > 16384 or (gated and features == 14336)  # down of 7B, gate and up of Llama-8B: 2 to 4 % of a step
+    if rows == 1 and (itemsize > 2 or not tensor_cores):
         return _one_row_tile(features, k, gated)
     if rows > 8 or features >= 1 << 16:
         return SkinnyTile(32, 512, 4, 3)
@@ -74,7 +76,7 @@ def _one_row_tile(features: int, k: int, gated: bool) -> SkinnyTile:
         size = (4, 1024, 2) if k <= 1024 else (4, 512, 2) if gated else (4, 512, 4)
     elif k <= 1024:
         size = (8, 1024, 4)
-    elif k <= 4096 and (features <= 2048 or k == 4096 < features):  # all of K at once
+    elif k <= 4096 and (features <= 2048 or (k == 4096 and features > k)):  # all of K at once
         size = (2, next_power_of_2(k), 4)
     else:
         size = (2, 2048, 4) if features <= k <= 4096 else (4, 512, 4)

@@ -49,8 +49,8 @@ def decode_shapes(max_num_seqs: int, max_model_len: int, num_kv_heads: int) -> l
 def mixed_shapes(max_num_seqs: int, most_tokens: int, longest: int) -> list[StepShape]:
     """Prompt chunks and decode tokens, up to `most_tokens` in all, of contexts up to `longest`.
 
-    Each size comes for few sequences and for as many as there can be, since each sequence costs a row of the last layer
-    and of logits; one more than all is for padding. There is none beyond MAX_MIXED.
+    Each size comes for several numbers of sequences, since each costs a row of the last layer and of logits. The
+    largest is one more than there can be: padding is a sequence of its own. There is none beyond MAX_MIXED.
     """
     most = min(most_tokens, MAX_MIXED, longest)
     sizes = [size for size in (*range(64, 512, 64), *range(512, MAX_MIXED, 128)) if size < most]

@@ -232,7 +232,7 @@ def test_kernels_compile_for_a_gpu() -> None:
             compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32),
                     options={"num_warps": warps})
 
-        for dtype, spare_bits in (("*bf16", 16), ("*fp32", 0)):
+        for dtype, spare_bits in (("*bf16", 16), ("*fp16", 13), ("*fp32", 0)):
             for random, filtered in ((False, False), (True, False), (True, True)):
                 flags = {"RANDOM": random, "FILTERED": filtered, "CHUNK": 1024}
                 flags.update({} if filtered else {"thresholds_ptr": None})
@@ -257,32 +257,74 @@ def test_kernels_compile_for_a_gpu() -> None:
     assert done.stdout.strip() == "compiled", done.stderr
 
 
+# Of randn * 3, the logits that reach the 256th peak of 4,748 have half of the mass, those that reach the 1,024th 70 %.
+LARGE_ROWS = [
+    Row(top_k=1), Row(top_k=50), Row(top_k=4000), Row(top_k=10_000, top_p=0.9), Row(top_k=20, top_p=0.9),
+    Row(top_p=0.3), Row(top_p=0.6), Row(top_p=0.95), Row(top_p=0.9, temperature=0.3), Row(top_p=2**-20),
+    Row(min_p=0.05), Row(min_p=0.05, top_p=0.9), Row(min_p=0.002, top_p=0.9), Row(min_p=1e-6, top_p=0.9),
+    Row(min_p=0.01, top_k=100, top_p=0.8), Row(), Row(temperature=0.0),
+]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *([torch.float16, torch.float32] if DEVICE == "cuda" else [])],
+                         ids=str)
+def test_thresholds_of_a_large_vocabulary(dtype: torch.dtype) -> None:
+    """Qwen's vocabulary, whatever the scratch held before; rows with few tokens allowed and a flat one as well."""
+    rows = [*LARGE_ROWS, Row(top_k=20, top_p=0.9), Row(top_p=0.9), Row(top_p=0.5), Row(top_k=3)]
+    logits = random_logits(len(rows), 151_936, dtype=dtype)
+    allowed = torch.zeros(151_936, dtype=torch.bool, device=DEVICE)
+    allowed[::15_000] = True
+    logits[-4:-2].masked_fill_(~allowed, -torch.inf)
+    logits[-2:] = 1.5
+    empty = torch.empty
+
+    def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return empty(*shape, dtype=dtype, device=device).fill_(torch.nan if dtype.is_floating_point else 2**30)
+
+    with mock.patch.object(filters.torch, "empty", poisoned):
+        thresholds = filters.thresholds_triton(logits, int32(range(len(rows))), params_table(rows))
+    for row, threshold, of_row in zip(rows, thresholds, logits):
+        kept = int((of_row.float() >= threshold).sum())
+        if row in (Row(), Row(temperature=0.0)):
+            assert threshold == -torch.inf
+            continue
+        expected = [int((kept_weights(of_row, row, slack) > 0).sum()) for slack in (0.0, 1e-4, -1e-4)]
+        kept -= int((of_row == -torch.inf).sum()) if threshold == -torch.inf else 0
+        assert min(expected) <= kept <= max(expected), (row, float(threshold))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("num_rows", [1, 33, 512])
 def test_large_vocabulary_on_a_gpu(dtype: torch.dtype, num_rows: int) -> None:
     """Qwen's vocabulary; torch and Triton differ only where rounding decides (bf16 masses of 150k terms)."""
     kinds = [Row(), Row(temperature=0.0), Row(top_k=50), Row(top_p=0.95), Row(top_k=20, top_p=0.9), Row(min_p=0.05)]
+    kinds = kinds if num_rows > 1 else [Row(top_k=20, top_p=0.9)] * 6
     table = params_table([replace(kinds[i % 6], key=mix64(i)) for i in range(num_rows)])
     logits = random_logits(num_rows, 151_936, dtype=dtype)
     slots = torch.arange(num_rows, dtype=torch.int32, device=DEVICE)
     ours = sampling._sample_triton(logits, slots, slots + 7, table, FILTERED)
     reference = sampling._sample_torch(logits, slots, slots + 7, table, FILTERED)
-    assert float((ours == reference).float().mean()) >= 0.99 or num_rows == 1
+    assert float((ours == reference).float().mean()) >= 0.99
     assert torch.equal(ours[1::6], reference[1::6])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("needs", [GREEDY, RANDOM, FILTERED], ids=str)
 def test_capturable_in_a_cuda_graph(needs: SamplingNeeds) -> None:
-    table = params_table([Row(temperature=0.0 if needs == GREEDY else 1.0, top_k=9 * needs.filtered, key=mix64(3))])
-    logits, slots, positions = random_logits(4, 5000), int32([0] * 4), int32([1, 2, 3, 4])
+    rows = [Row(temperature=0.0 if needs == GREEDY else 1.0)] * 4
+    if needs.filtered:
+        rows = [Row(top_k=9), Row(top_p=0.8), Row(min_p=0.1, top_p=0.9), Row(top_k=30, top_p=0.5)]
+    table = params_table([replace(row, key=mix64(3)) for row in rows])
+    logits, slots, positions = random_logits(4, 50_000), int32([0, 1, 2, 3]), int32([1, 2, 3, 4])
     sampling.sample(logits, slots, positions, table, needs)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = sampling.sample(logits, slots, positions, table, needs)
-    logits.copy_(random_logits(4, 5000, seed=1))
+    logits.copy_(random_logits(4, 50_000, seed=1))
     positions += 10
     graph.replay()
     assert torch.equal(captured, sampling.sample(logits, slots, positions, table, needs))
