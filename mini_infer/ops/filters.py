@@ -127,6 +127,17 @@ def weigh(x, top, inverse_temperature, threshold):
 
 
 @triton.jit
+def _params_of(slots_ptr, params_ptr, params_stride, row):
+    """A row's temperature, top_k, top_p, min_p, and whether it filters anything."""
+    slot = tl.load(slots_ptr + row).to(tl.int64)
+    temperature = load_float(params_ptr, slot, params_stride, TEMPERATURE)
+    top_k = tl.load(params_ptr + slot * params_stride + TOP_K)
+    top_p = load_float(params_ptr, slot, params_stride, TOP_P)
+    min_p = load_float(params_ptr, slot, params_stride, MIN_P)
+    return temperature, top_k, top_p, min_p, (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0))
+
+
+@triton.jit
 def _sort_key(x):
     """uint32 in the order of the floats: negative floats have all bits flipped, the others the sign bit."""
     bits = x.to(tl.uint32, bitcast=True)
@@ -150,12 +161,8 @@ def _stretches_kernel(
     of all relative to it."""
     span = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
-    slot = tl.load(slots_ptr + row).to(tl.int64)
-    temperature = load_float(params_ptr, slot, params_stride, TEMPERATURE)
-    top_k = tl.load(params_ptr + slot * params_stride + TOP_K)
-    top_p = load_float(params_ptr, slot, params_stride, TOP_P)
-    min_p = load_float(params_ptr, slot, params_stride, MIN_P)
-    if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
+    temperature, top_k, top_p, _min_p, filters = _params_of(slots_ptr, params_ptr, params_stride, row)
+    if filters:
         stretch = span * SPAN + tl.arange(0, SPAN)
         tokens = stretch[:, None] * STRETCH + tl.arange(0, STRETCH)[None, :]
         x = load_logits(logits_ptr + row * logits_stride, tokens, vocab_size)
@@ -194,12 +201,8 @@ def _order_kernel(
     [1] the mass of all logits relative to the largest.
     """
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + row).to(tl.int64)
-    temperature = load_float(params_ptr, slot, params_stride, TEMPERATURE)
-    top_k = tl.load(params_ptr + slot * params_stride + TOP_K)
-    top_p = load_float(params_ptr, slot, params_stride, TOP_P)
-    min_p = load_float(params_ptr, slot, params_stride, MIN_P)
-    if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
+    temperature, top_k, top_p, _min_p, filters = _params_of(slots_ptr, params_ptr, params_stride, row)
+    if filters:
         stretch = tl.arange(0, STRETCHES)
         valid = stretch < num_stretches
         peaks = tl.load(peaks_ptr + row * num_stretches + stretch, mask=valid, other=float("-inf"))
@@ -298,16 +301,12 @@ def _threshold_kernel(
 ):
     """One program a row; rows that filter nothing read no logits."""
     row = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots_ptr + row).to(tl.int64)
-    temperature = load_float(params_ptr, slot, params_stride, TEMPERATURE)
-    top_k = tl.load(params_ptr + slot * params_stride + TOP_K)
-    top_p = load_float(params_ptr, slot, params_stride, TOP_P)
-    min_p = load_float(params_ptr, slot, params_stride, MIN_P)
+    temperature, top_k, top_p, min_p, filters = _params_of(slots_ptr, params_ptr, params_stride, row)
     row_ptr = logits_ptr + row * logits_stride
     order = order_ptr + row * num_stretches
     facts = facts_ptr + row * FACTS
     threshold = tl.full((), float("-inf"), tl.float32)
-    if (temperature > 0) & ((top_k > 0) | (top_p < 1) | (min_p > 0)):
+    if filters:
         top = tl.load(facts)
         if min_p > 0:
             threshold = top + temperature * tl.log(min_p)
