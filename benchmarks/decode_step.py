@@ -1,19 +1,23 @@
 """Whole decode steps as CUDA graphs, with the tiles that the code chooses and with others in their place.
 
-    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,64,256] [--context 272] [--only 'without CUDA']
+    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,64,256] [--context 272] [--only 'without CUDA'] [--write]
 
 What a kernel takes alone says little about a step in which kernels start before the ones before them have ended, so
 tiles are compared here, one product (or attention) changed at a time; where the CUDA kernels are built (make
 build-ext), also steps without them, and each of their tiles. Needs a GPU and a directory with a config.json; the
 weights are random. All variants of a batch size take turns, ten replays at a time, so that a GPU that warms up or slows
-down does so for all of them; told are the median of six turns and their extremes. Writes results/decode_step.json.
+down does so for all of them; told are the median of six turns and their extremes. One and the same step of 256 rows
+still differs by 1 %. Writes results/decode_step.json; with --write, tiles of batches 1 and 8 that made a step shorter
+by MIN_GAIN go to mini_infer/ops/tuned/skinny.json. (Each was measured alone: measure again with all of them.)
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -32,11 +36,16 @@ from mini_infer.ops.sampling import SamplingNeeds, sample
 from mini_infer.ops.sampling_params import NUM_PARAM_COLUMNS
 from mini_infer.ops.skinny import SkinnyTile
 
+Product = tuple[int, int, bool]  # output features, K, gated
 BLOCK_SIZE = 64
 REPLAYS, TURNS = 10, 6
-FEW_ROWS = [(16, 512, 4, 3), (32, 512, 4, 3), (16, 1024, 4, 3), (16, 1024, 8, 3), (16, 1024, 4, 1), (32, 1024, 4, 1)]
-ONE_ROW = [*((*shape, 1, False) for shape in ((8, 1024, 4), (4, 1024, 2), (4, 512, 4), (4, 512, 2), (2, 2048, 4),
-                                              (2, 4096, 4))), *FEW_ROWS[:2]]
+MIN_GAIN = 1.01
+FEW_ROWS = [SkinnyTile(*shape) for shape in (
+    (16, 512, 4, 3), (32, 512, 4, 3), (16, 1024, 4, 3), (16, 1024, 8, 3), (16, 1024, 4, 1), (32, 1024, 4, 1),
+    (16, 2048, 8, 1), (16, 256, 2, 3), (16, 256, 2, 4), (16, 128, 1, 4))]
+ONE_ROW = [*(SkinnyTile(*shape, stages=1, dot=False) for shape in (
+    (8, 1024, 4), (4, 1024, 2), (4, 512, 4), (4, 512, 2), (2, 2048, 4), (2, 4096, 4))),
+    *(tile for tile in FEW_ROWS if tile.k <= 512)]
 ATTENTION = [(32, 2, 5), (16, 1, 5), (32, 1, 4), (64, 4, 5)]  # keys, warps, stages
 
 
@@ -100,22 +109,42 @@ def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractCon
                         cuda_skinny, "tile_for", instead(in_cuda, (features, k, gated, torch.bfloat16), other))
     if batch_size >= cuda_swiglu.FEWEST_ROWS and cuda_swiglu.LIBRARY.exists():
         yield "gate and up by cuBLAS", mock.patch.object(cuda_swiglu, "choose_tile", lambda *operands: None)
-    if batch_size <= 8:
-        chosen = skinny.choose_tile
-        for features, k, gated in products(model):
-            for shape in ONE_ROW if batch_size == 1 else FEW_ROWS:
-                tile = SkinnyTile(*shape)
-                if in_triton(batch_size, features, k, gated) and tile != chosen(batch_size, features, k, gated):
-                    yield f"{features} x {k}: {shape}", mock.patch.object(
-                        skinny, "choose_tile", instead(chosen, (features, k, gated), tile))
+    chosen = skinny.choose_tile
+    for name, (product, tile) in skinny_variants(products(model), batch_size).items():
+        yield name, mock.patch.object(skinny, "choose_tile", instead(chosen, product, tile))
     for shape in ATTENTION:
         yield f"attention: {shape}", mock.patch.multiple(
             attention_split, SPLIT_TILES=dict.fromkeys(attention_split.SPLIT_TILES, Tile(*shape)),
             SMALL_TILE=Tile(*shape))
 
 
-def products(model: Decoder) -> list[tuple[int, int, bool]]:
-    """(output features, K, gated) of each different product of a step."""
+def skinny_variants(of: list[Product], batch_size: int) -> dict[str, tuple[Product, SkinnyTile]]:
+    """Other tiles of the Triton kernels for few rows: names, products, tiles."""
+    tiles = ONE_ROW if batch_size == 1 else FEW_ROWS if batch_size <= skinny.MOST_FEW_ROWS else []
+    return {f"{product[0]} x {product[1]}: {tile}": (product, tile) for product in of for tile in tiles
+            if in_triton(batch_size, *product) and tile != skinny.choose_tile(batch_size, *product)}
+
+
+def write_table(path: Path, gpu: str, medians: dict[str, float], of: list[Product], batch_size: int) -> list[str]:
+    """Put each product's fastest tile into the table if its step is shorter by MIN_GAIN; returns their names."""
+    table = json.loads(path.read_text())
+    tiles = {tuple(product): tile for *product, tile in table["tiles"]}
+    variants = skinny_variants(of, batch_size)
+    written = []
+    for product in of:
+        times = {name: medians[name] for name, (which, _) in variants.items() if which == product and name in medians}
+        if times and medians["as chosen"] / min(times.values()) >= MIN_GAIN:
+            written.append(min(times, key=times.__getitem__))
+            tiles[(*product, batch_size)] = astuple(variants[written[-1]][1])
+    lines = ",\n".join(json.dumps([*product, tile]) for product, tile in tiles.items())
+    columns = json.dumps(table["columns"])
+    path.write_text(f'{{"gpu": {json.dumps(gpu)}, "columns": {columns}, "tiles": [\n{lines}]}}\n')
+    skinny.measured_tiles.cache_clear()
+    return written
+
+
+def products(model: Decoder) -> list[Product]:
+    """Each different product of a step."""
     layer = model.layers[0]
     gate_up = layer.mlp.gate_up_proj.weight
     plain = [layer.self_attn.qkv_proj.weight, layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight,
@@ -141,6 +170,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,64,256")
     parser.add_argument("--context", type=int, default=272)
     parser.add_argument("--only", default="", help="beside what is chosen, variants whose names contain this")
+    parser.add_argument("--write", action="store_true", help="keep tiles that won in mini_infer/ops/tuned")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     adapter, config = load_config(args.model)
@@ -165,6 +195,10 @@ def main() -> None:
                 except Exception as error:  # a tile that does not fit into shared memory
                     found[name] = {"error": f"{type(error).__name__}: {error}"[:120]}
         found |= {name: spread(times, 1) for name, times in time_steps(graphs).items()}
+        if args.write and batch_size in (1, skinny.MOST_FEW_ROWS):
+            medians = {name: row["median"] for name, row in found.items() if "median" in row}
+            won = write_table(skinny.TABLE, torch.cuda.get_device_name(), medians, products(model), batch_size)
+            print("\n".join(["in the table now:", *won]) if won else "nothing for the table")
         for name, microseconds in found.items():
             rows.append({"model": Path(args.model).name, "batch": batch_size, "context": args.context, "variant": name,
                          "microseconds": microseconds})

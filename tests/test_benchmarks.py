@@ -17,6 +17,7 @@ from benchmarks import (
     compare_vllm,
     cpu_suite,
     cuda_graphs,
+    decode_step,
     flash_decoding,
     gpu_memory,
     host_idle,
@@ -33,6 +34,7 @@ from benchmarks.gpu_charts import DRAWINGS, TABLES
 from mini_infer.bench import kernels
 from mini_infer.bench.gpu_time import Ceilings
 from mini_infer.config import ConfigError
+from mini_infer.ops import skinny
 from tests.tiny import write_checkpoint
 
 
@@ -285,3 +287,34 @@ def test_sides_take_turns() -> None:
     assert calls == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert [len(samples) for samples in seconds.values()] == [2, 2]
     assert spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "samples": [3.0, 1.0, 2.0]}
+
+
+PRODUCTS = [(14336, 4096, True), (4096, 14336, False)]
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_decode_step_compares_what_it_says(rows: int) -> None:
+    variants = decode_step.skinny_variants(PRODUCTS, rows)
+    assert len(variants) > 10
+    for product, tile in variants.values():
+        other = next(each for each in PRODUCTS if each != product)
+        choose = decode_step.instead(skinny.choose_tile, product, tile)
+        assert choose(rows, *product) == tile != skinny.choose_tile(rows, *product)
+        assert choose(rows, *other) == skinny.choose_tile(rows, *other)
+
+
+def test_decode_step_keeps_what_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "skinny.json"
+    table.write_text(skinny.TABLE.read_text())
+    before = skinny.measured_tiles()
+    variants = decode_step.skinny_variants(PRODUCTS, 8)
+    best, close = (next(name for name, (which, _) in variants.items() if which == product) for product in PRODUCTS)
+    medians = {"as chosen": 4000.0, **dict.fromkeys(variants, 4100.0), best: 3900.0, close: 3990.0}
+    monkeypatch.setattr(skinny, "TABLE", table)
+    try:
+        assert decode_step.write_table(table, "a GPU", medians, PRODUCTS, 8) == [best]
+        assert skinny.measured_tiles() == {**before, (*PRODUCTS[0], 8): variants[best][1]}
+        assert skinny.choose_tile(3, *PRODUCTS[0]) == variants[best][1]
+        assert json.loads(table.read_text())["gpu"] == "a GPU"
+    finally:
+        skinny.measured_tiles.cache_clear()

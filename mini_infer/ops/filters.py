@@ -247,23 +247,6 @@ def _logits_of(row_ptr, order_ptr, start, count, vocab_size, STRETCH: tl.constex
 
 
 @triton.jit
-def _kth_largest(
-    row_ptr, order_ptr, count, vocab_size, k, SPARE_BITS: tl.constexpr, STRETCH: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The k-th largest logit of the first `count` stretches: its key is built bit by bit, from the highest, as the
-    largest key that k logits reach; -inf if fewer than k are more than that."""
-    key = tl.full((), 0, tl.uint32)
-    for i in range(32 - SPARE_BITS):
-        candidate = key | (tl.full((), 0x80000000, tl.uint32) >> i)
-        reached = tl.zeros([BLOCK * STRETCH], tl.int32)
-        for start in range(0, count, BLOCK):
-            x = _logits_of(row_ptr, order_ptr, start, count, vocab_size, STRETCH, BLOCK)
-            reached += ((x > float("-inf")) & (_sort_key(x) >= candidate)).to(tl.int32)
-        key = tl.where(tl.sum(reached, axis=0) >= k, candidate, key)
-    return _key_value(key, SPARE_BITS)
-
-
-@triton.jit
 def _mass(
     row_ptr, order_ptr, count, vocab_size, top, inverse_temperature, floor, STRETCH: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -276,20 +259,27 @@ def _mass(
 
 
 @triton.jit
-def _nucleus(
-    row_ptr, order_ptr, count, vocab_size, target, top, inverse_temperature, floor, SPARE_BITS: tl.constexpr,
-    STRETCH: tl.constexpr, BLOCK: tl.constexpr,
+def _cut(
+    row_ptr, order_ptr, count, vocab_size, target, top, inverse_temperature, floor, COUNTS: tl.constexpr,
+    SPARE_BITS: tl.constexpr, STRETCH: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """The largest logit t such that those in [t, inf), of the first `count` stretches and not below `floor`, have a
-    mass of at least `target`, and some; -inf if all together have less."""
+    """The largest logit t such that those in [t, inf), of the first `count` stretches, reach `target`; -inf if all
+    together do not. COUNTS: by their number, -inf left out; else by the mass of those not below `floor`.
+
+    The key of t is built bit by bit, from the highest, as the largest that enough logits reach.
+    """
     key = tl.full((), 0, tl.uint32)
     for i in range(32 - SPARE_BITS):
         candidate = key | (tl.full((), 0x80000000, tl.uint32) >> i)
-        mass = tl.zeros([BLOCK * STRETCH], tl.float32)
+        reached = tl.zeros([BLOCK * STRETCH], tl.float32)  # exact for numbers: none is beyond 2^24
         for start in range(0, count, BLOCK):
             x = _logits_of(row_ptr, order_ptr, start, count, vocab_size, STRETCH, BLOCK)
-            mass += tl.where(_sort_key(x) >= candidate, weigh(x, top, inverse_temperature, floor), 0.0)
-        total = tl.sum(mass, axis=0)
+            if COUNTS:
+                weight = tl.where(x > float("-inf"), 1.0, 0.0)
+            else:
+                weight = weigh(x, top, inverse_temperature, floor)
+            reached += tl.where(_sort_key(x) >= candidate, weight, 0.0)
+        total = tl.sum(reached, axis=0)
         key = tl.where((total >= target) & (total > 0), candidate, key)
     return _key_value(key, SPARE_BITS)
 
@@ -311,13 +301,14 @@ def _threshold_kernel(
         if min_p > 0:
             threshold = top + temperature * tl.log(min_p)
         if (top_k > 0) | (top_p < 1):
+            inverse_temperature = 1 / temperature
             first = tl.load(facts + 2)
             count = tl.load(facts + 4).to(tl.int32)  # of stretches that hold whatever may be kept
             if top_k > 0:  # for more than there are stretches, the least peak counts, so all are in the first group
-                kth = _kth_largest(row_ptr, order, count, vocab_size, top_k, SPARE_BITS, STRETCH, BLOCK)
+                kth = _cut(row_ptr, order, count, vocab_size, top_k, top, inverse_temperature, threshold, True,
+                           SPARE_BITS, STRETCH, BLOCK)
                 threshold = tl.maximum(threshold, kth)
             if top_p < 1:
-                inverse_temperature = 1 / temperature
                 if top_k == 0:
                     second = tl.load(facts + 3)
                     both = tl.load(facts + 5).to(tl.int32)
@@ -335,7 +326,7 @@ def _threshold_kernel(
                     target = top_p * inside
                 else:
                     target = top_p * tl.load(facts + 1)
-                nucleus = _nucleus(row_ptr, order, count, vocab_size, target, top, inverse_temperature, threshold,
-                                   SPARE_BITS, STRETCH, BLOCK)
+                nucleus = _cut(row_ptr, order, count, vocab_size, target, top, inverse_temperature, threshold, False,
+                               SPARE_BITS, STRETCH, BLOCK)
                 threshold = tl.maximum(threshold, nucleus)
     tl.store(thresholds_ptr + row, threshold)

@@ -14,7 +14,10 @@ has ended (ops/pdl.py). Two shapes of kernel:
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -40,10 +43,9 @@ class SkinnyTile:
     dot: bool = True
 
 
-# By outputs, where smaller blocks are better for gate and up than (16, 512, 4, 3). Two of those fit on an SM, so that
-# 12,288 outputs are 2.9 rounds of an H200's 132 SMs, but 14,336 are 3.4 and 18,944 are 4.5. Of (16, 128, 1, 4) seven
-# fit, and the 896 that 14,336 outputs need run all at once.
-GATED_TILES = {14336: SkinnyTile(16, 128, 1, 4), 18944: SkinnyTile(16, 256, 2, 3)}
+# Tiles that beat the rules below, by the product's (features, K, gated) and the rows they are for at most.
+TABLE = Path(__file__).parent / "tuned" / "skinny.json"
+MOST_FEW_ROWS = 8
 
 
 def max_skinny_rows(weight: torch.Tensor) -> int:
@@ -51,24 +53,26 @@ def max_skinny_rows(weight: torch.Tensor) -> int:
 
     At 16 rows a step of Qwen3-0.6B takes 1.33 to 1.36 ms with either; at 8 it takes 0.79 ms with this.
     """
-    return 8 if weight.element_size() == 2 else 1
+    return MOST_FEW_ROWS if weight.element_size() == 2 else 1
 
 
-def choose_tile(rows: int, features: int, k: int, gated: bool, itemsize: int = 2) -> SkinnyTile:
-    """What made decode steps of 0.6 to 8 billion parameters shortest (benchmarks/LOG.md, 28, 79 and 83). `itemsize`:
-    bytes of a weight; the tensor cores have none of 4."""
-    tensor_cores = k > 16384 or (gated and features == 14336)  # down of 7B, gate and up of Llama-8B: 2 to 4 % of a step
-    if rows == 1 and (itemsize > 2 or not tensor_cores):
+def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
+    """What made decode steps shortest: by the table, which `python -m benchmarks.decode_step --write` fills, else by
+    what was best for most products of 0.6 to 8 billion parameters (benchmarks/LOG.md, 28, 79, 83 and 84). For weights
+    of two bytes."""
+    if rows > MOST_FEW_ROWS:
+        return SkinnyTile(32, 512, 4, 3)
+    if tile := measured_tiles().get((features, k, gated, 1 if rows == 1 else MOST_FEW_ROWS)):
+        return tile
+    if rows == 1:
         return _one_row_tile(features, k, gated)
-    if rows > 8 or features >= 1 << 16:
+    if features >= 1 << 16:
         return SkinnyTile(32, 512, 4, 3)
     if k <= 1024:  # all of K at once, the norm folded in
         return SkinnyTile(16, 1024, 4, 1) if gated else SkinnyTile(32, 1024, 4, 1)
     if k <= 4096 and features <= 2048:
         return SkinnyTile(16, 2048, 8, 1) if k <= 2048 else SkinnyTile(16, 1024, 8, 3)
-    if gated:
-        return GATED_TILES.get(features, SkinnyTile(16, 512, 4, 3))
-    return SkinnyTile(16, 256, 2, 4) if features > k else SkinnyTile(16, 512, 4, 3)
+    return SkinnyTile(16, 256, 2, 4) if features > k and not gated else SkinnyTile(16, 512, 4, 3)
 
 
 def _one_row_tile(features: int, k: int, gated: bool) -> SkinnyTile:
@@ -76,11 +80,17 @@ def _one_row_tile(features: int, k: int, gated: bool) -> SkinnyTile:
         size = (4, 1024, 2) if k <= 1024 else (4, 512, 2) if gated else (4, 512, 4)
     elif k <= 1024:
         size = (8, 1024, 4)
-    elif k <= 4096 and (features <= 2048 or (k == 4096 and features > k)):  # all of K at once
+    elif k <= 4096 and features <= 2048:  # all of K at once
         size = (2, next_power_of_2(k), 4)
     else:
         size = (2, 2048, 4) if features <= k <= 4096 else (4, 512, 4)
     return SkinnyTile(*size, stages=1, dot=False)
+
+
+@cache
+def measured_tiles() -> dict[tuple[int, int, bool, int], SkinnyTile]:
+    """The table."""
+    return {tuple(product): SkinnyTile(*tile) for *product, tile in json.loads(TABLE.read_text())["tiles"]}
 
 
 def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
@@ -92,7 +102,9 @@ def skinny_matmul(x: torch.Tensor, weight: torch.Tensor, epilogue: Epilogue,
     """
     rows, k = x.shape
     features, out = epilogue.num_features(weight), epilogue.place(x, weight, out)
-    tile = tile or choose_tile(rows, features, k, epilogue.gated, weight.element_size())
+    if tile is None and rows == 1 and weight.element_size() > 2:  # the tensor cores have no products of float32
+        tile = _one_row_tile(features, k, epilogue.gated)
+    tile = tile or choose_tile(rows, features, k, epilogue.gated)
     norm_weight = epilogue.norm_weight
     if norm_weight is not None and tile.dot and k > tile.k:
         x, norm_weight = rms_norm(x, norm_weight, epilogue.eps), None
