@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mini_infer.ops.cuda_skinny import LIBRARY, TILES, CudaTile, cuda_skinny_matmul, tile_for
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.linear import linear_add
-from mini_infer.ops.skinny import SkinnyTile, skinny_matmul
+from mini_infer.ops.skinny import MOST_FEW_ROWS, SkinnyTile, measured_tiles, skinny_matmul
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
@@ -93,6 +93,12 @@ def needs_the_cuda_kernels() -> None:
         pytest.skip("the CUDA kernels are not built: make build-ext")
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("the CUDA kernels are for Hopper and later")
+
+
+def test_table_is_well_formed() -> None:
+    for (_, k, _, most_rows), tile in measured_tiles().items():
+        assert most_rows in (1, MOST_FEW_ROWS) and (tile.dot or most_rows == 1)
+        assert all(size & (size - 1) == 0 for size in (tile.features, tile.k, tile.warps)) and k > tile.k // 2
 
 
 @pytest.mark.parametrize("tile", [SkinnyTile(16, 64, 2, 1), SkinnyTile(4, 64, 2, 1, dot=False)], ids=str)
