@@ -1,12 +1,14 @@
 """Which algorithm of cuBLASLt multiplies fastest, for the products of decode and mixed steps; a table comes of it.
 
-    python -m benchmarks.cublaslt [--models qwen2.5-7b,…] [--write]
+    python -m benchmarks.cublaslt [--models qwen2.5-7b,…] [--only parts] [--rows 64,256] [--write]
 
 Needs a GPU. Candidates for some rows are what the library would take for about as many. They are timed as graphs over
 enough copies of the weight to leave the L2 cache cold, with a small kernel between two products as a step has it: one
 after the other, cuBLAS's kernels start early and hide how long the last of their tiles take. Nothing rests in between,
 so that large ones run at a clock that the GPU can hold. The best few are timed again in turn with torch's own choice.
-Those that win by MIN_GAIN go to mini_infer/ops/tuned with --write. Writes results/cublaslt.json.
+What is added to the stream is timed with the norm that follows, which may have the product's parts to add first.
+Those that win by MIN_GAIN go to mini_infer/ops/tuned with --write. Writes results/cublaslt_MODEL.json, or
+cublaslt_parts_MODEL.json.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import gc
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,12 +42,15 @@ from mini_infer.ops.cublaslt import (
     library,
     table_path,
 )
+from mini_infer.ops.norm import add_rms_norm, rms_norm
 from mini_infer.ops.skinny import max_skinny_rows
 from mini_infer.runtime.graphs import MAX_MIXED, decode_shapes, mixed_shapes
 
+PARTS = (2, 4)
 MIN_GAIN = 1.02  # less would not be worth an entry
 FINALISTS = 4
 ROUNDS = 5
+EPS = 1e-6
 SECONDS = 1.5e-3  # that a candidate runs for, each time
 
 
@@ -70,6 +75,7 @@ class Operands:
         self.bias = torch.randn(product.features, dtype=product.dtype, device="cuda") if product.bias else None
         self._x = torch.randn(most_rows, product.k, dtype=product.dtype, device="cuda")
         self._out = torch.zeros(most_rows, product.features, dtype=product.dtype, device="cuda")
+        self._norm_weight = torch.ones(product.features, dtype=product.dtype, device="cuda")
 
     def x(self, rows: int) -> torch.Tensor:
         return self._x[:rows]
@@ -92,6 +98,20 @@ class Operands:
                     run(x, weight, out)
             graph.capture_end()
         return graph
+
+    def by_plan(self, plan: Plan, adds: bool, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        if plan.product.parts > 1:
+            add_rms_norm(out, plan(x, weight), self._norm_weight, EPS)
+        else:
+            plan(x, weight, self.bias, out)
+            if adds:
+                rms_norm(out, self._norm_weight, EPS)
+
+    def by_torch(self, adds: bool, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+        if adds:
+            rms_norm(out.addmm_(x, weight.t()), self._norm_weight, EPS)
+        else:
+            F.linear(x, weight, self.bias)
 
 
 @dataclass
@@ -116,93 +136,112 @@ class Timing:
         return 1e3 * self.start.elapsed_time(self.end) / self.products
 
 
-def best_of(product: Product, operands: Operands, lt: CublasLt, algorithms: list[Algorithm]) -> dict[str, Any]:
+Way = tuple[int, str]  # in how many parts, and the algorithm
+
+
+def best_of(product: Product, operands: Operands, lt: CublasLt, ways: Iterable[Way]) -> dict[str, Any]:
     """Torch's time, and the fastest algorithm's, each the median of rounds in turn. All is queued before anything is
     waited for: a GPU that rests in between would run at a clock that it cannot hold in a step."""
     rows, size = product.rows, product.features * product.k
     replays = max(2, round(SECONDS / max(2 * size / 4e12, 2 * rows * size / 700e12) / operands.copies))
-    plans = {algorithm.hex(): lt.plan(product, algorithm) for algorithm in algorithms}
-    graphs = {name: operands.capture(rows, partial(_by_plan, plan, operands.bias))
-              for name, plan in plans.items() if plan is not None}
+    plans = {way: lt.plan(in_parts(product, way[0]), Algorithm.from_hex(way[1])) for way in ways}
+    graphs: dict[Way | str, torch.cuda.CUDAGraph] = {
+        way: operands.capture(rows, partial(operands.by_plan, plan, product.adds))
+        for way, plan in plans.items() if plan is not None}
     timings = {name: Timing.queue(graph, operands.copies, replays) for name, graph in graphs.items()}
     first = sorted(graphs, key=lambda name: timings[name].us())
-    finalists = {"torch": operands.capture(rows, partial(_by_torch, product, operands.bias)),
+    finalists = {"torch": operands.capture(rows, partial(operands.by_torch, product.adds)),
                  "between": operands.capture(rows, None), **{name: graphs[name] for name in first[:FINALISTS]}}
     rounds = [{name: Timing.queue(graph, operands.copies, replays) for name, graph in finalists.items()}
               for _ in range(ROUNDS)]
     medians = {name: statistics.median(timings[name].us() for timings in rounds) for name in finalists}
     between, torch_us = medians.pop("between"), medians.pop("torch")
     winner = min(medians, key=medians.__getitem__)
+    parts, algorithm = winner
     return {"rows": rows, "torch_us": round(torch_us - between, 2), "best_us": round(medians[winner] - between, 2),
-            "algorithm": winner, "tried": len(graphs)}
+            "algorithm": algorithm, "parts": parts, "tried": len(graphs)}
 
 
-def _by_plan(plan: Plan, bias: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    plan(x, weight, bias, out)
+def may_be_left_in_parts(product: Product) -> bool:
+    """Sums that are few for a GPU, and long enough to be split."""
+    return product.adds and product.k > product.features
 
 
-def _by_torch(product: Product, bias: torch.Tensor | None, x: torch.Tensor, weight: torch.Tensor,
-              out: torch.Tensor) -> None:
-    if product.adds:
-        out.addmm_(x, weight.t())
-    else:
-        F.linear(x, weight, bias)
+def in_parts(product: Product, parts: int) -> Product:
+    return product if parts == 1 else replace(product, adds=False, parts=parts)
+
+
+def candidates(lt: CublasLt, product: Product) -> set[Way]:
+    """What the library proposes: with workspace and without, whole and in parts."""
+    found = {(1, each.hex()) for workspace in (0, MOST_WORKSPACE) for each in lt.candidates(product, workspace)}
+    if may_be_left_in_parts(product):
+        found |= {(parts, each.hex()) for parts in PARTS if product.k % (8 * parts) == 0
+                  for each in lt.candidates(in_parts(product, parts), 0, 8)}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default="qwen3-0.6b,qwen2.5-7b,qwen3-8b,llama-3.1-8b")
+    parser.add_argument("--only", choices=["parts"], help="those alone that may be left in parts")
     parser.add_argument("--rows", default="", help="some numbers of rows instead of the whole ladder: 64,256")
     parser.add_argument("--write", action="store_true", help="keep what won in mini_infer/ops/tuned")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     gpu = require_gpu()
     lt = library(torch.device("cuda", 0))
-    shapes = decode_shapes(512, 1024, 8) + mixed_shapes(512, MAX_MIXED, MAX_MIXED)
-    skinny = max_skinny_rows(torch.empty(0, dtype=torch.bfloat16))
-    ladder = sorted({shape.num_tokens for shape in shapes if shape.num_tokens > skinny})
-    logits = sorted({shape.num_seqs for shape in shapes if shape.num_seqs > skinny})
-    configs = [load_config(SHAPES / name)[1] for name in args.models.split(",")]
-    vocabularies = {config.vocab_size for config in configs}
-    wanted = {int(rows) for rows in args.rows.split(",")} if args.rows else {*ladder, *logits}
-    kinds = dict.fromkeys(product for config in configs for product in products_of(config, ladder[0]))
-    found = []
     gc.freeze()
-    for kind in tqdm(kinds, desc="products"):
-        rows_of = logits if kind.features in vocabularies else ladder
-        pool = {rows: [each for workspace in (0, MOST_WORKSPACE)
-                       for each in lt.candidates(replace(kind, rows=rows), workspace)] for rows in rows_of}
-        operands = Operands(kind, rows_of[-1])
-        best = []
-        for rows in sorted(wanted.intersection(rows_of)):
-            near = {each.hex(): each for other in rows_of if rows / 2 <= other <= 2 * rows for each in pool[other]}
-            best.append(best_of(replace(kind, rows=rows), operands, lt, list(near.values())))
-        found.append({"features": kind.features, "k": kind.k, "bias": kind.bias, "adds": kind.adds, "best": best})
-        gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)
-        tqdm.write(f"{kind.features} x {kind.k}: {gains}")
-        del operands
-    times = [{**each, "best": [(row["rows"], row["torch_us"], row["best_us"]) for row in each["best"]]}
-             for each in found]
-    path = write_result("cublaslt", {"gpu": gpu, "cublaslt_version": lt.version, "best": "[rows, torch us, best us]",
-                                     "products": times}, args.out)
-    print(f"written to {path}")
-    if args.write:
-        write_table(gpu, lt.version, found)
+    for model in args.models.split(","):
+        config = load_config(SHAPES / model)[1]
+        found = [best_of_rows(lt, kind, *rows_of(kind, config, args.rows)) for kind in tqdm(
+            [kind for kind in products_of(config, 1) if args.only is None or may_be_left_in_parts(kind)], desc=model)]
+        times = [{**each, "best": [(row["rows"], row["torch_us"], row["best_us"], row["parts"])
+                                   for row in each["best"]]} for each in found]
+        columns = "[rows, torch us, best us, parts], with the norm that follows where it adds"
+        name = f"cublaslt_{model}" if args.only is None else f"cublaslt_{args.only}_{model}"
+        path = write_result(name, {"gpu": gpu, "cublaslt_version": lt.version, "best": columns, "products": times},
+                            args.out)
+        print(f"written to {path}")
+        if args.write:
+            write_table(gpu, lt.version, found)
+
+
+def rows_of(kind: Product, config: ModelConfig, only: str) -> tuple[list[int], list[int]]:
+    """The numbers of rows that graphs have for this product, and those to be measured."""
+    shapes = decode_shapes(512, 1024, 8) + mixed_shapes(512, MAX_MIXED, MAX_MIXED)
+    are_logits = kind.features == config.vocab_size
+    ladder = sorted({shape.num_seqs if are_logits else shape.num_tokens for shape in shapes})
+    ladder = [rows for rows in ladder if rows > max_skinny_rows(torch.empty(0, dtype=kind.dtype))]
+    return ladder, sorted({int(rows) for rows in only.split(",")}.intersection(ladder)) if only else ladder
+
+
+def best_of_rows(lt: CublasLt, kind: Product, ladder: list[int], wanted: list[int]) -> dict[str, Any]:
+    pool = {rows: candidates(lt, replace(kind, rows=rows)) for rows in ladder}
+    operands = Operands(kind, ladder[-1])
+    best = []
+    for rows in wanted:
+        near = set().union(*(pool[other] for other in ladder if rows / 2 <= other <= 2 * rows))
+        best.append(best_of(replace(kind, rows=rows), operands, lt, near))
+    gains = " ".join(f"{row['rows']}:{row['torch_us'] / row['best_us'] - 1:.1%}" for row in best)
+    tqdm.write(f"{kind.features} x {kind.k}: {gains}")
+    return {"features": kind.features, "k": kind.k, "bias": kind.bias, "adds": kind.adds, "best": best}
 
 
 def write_table(gpu: str, version: int, found: list[dict[str, Any]]) -> None:
     """Put what won into the table, in place of what it says of the same products and rows; one line a product."""
     path = table_path(gpu)
-    products: dict[tuple[int, int, str, bool, bool], dict[int, str]] = {}
+    products: dict[tuple[int, int, str, bool, bool], dict[int, tuple[str, int]]] = {}
     if path.exists() and (old := json.loads(path.read_text()))["cublaslt_version"] == version:
-        products = {tuple(product): dict(best) for *product, best in old["products"]}  # type: ignore[misc]
+        products = {tuple(product): {rows: tuple(how) for rows, *how in best}  # type: ignore[misc]
+                    for *product, best in old["products"]}
     for each in found:
         best = products.setdefault((each["features"], each["k"], "bfloat16", each["bias"], each["adds"]), {})
         for row in each["best"]:
             best.pop(row["rows"], None)
             if row["torch_us"] / row["best_us"] >= MIN_GAIN:
-                best[row["rows"]] = row["algorithm"]
-    lines = ",\n".join(json.dumps([*product, sorted(best.items())]) for product, best in products.items())
+                best[row["rows"]] = row["algorithm"], row["parts"]
+    lines = ",\n".join(json.dumps([*product, [(rows, *how) for rows, how in sorted(best.items())]])
+                       for product, best in products.items())
     TABLES.mkdir(exist_ok=True)
     path.write_text(f'{{"gpu": "{gpu}", "cublaslt_version": {version}, "products": [\n{lines}]}}\n')
 

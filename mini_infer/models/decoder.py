@@ -15,6 +15,7 @@ from mini_infer.nn.mlp import GatedMLP
 from mini_infer.nn.norm import RMSNorm
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.rope import cos_sin_table
+from mini_infer.ops.stream import Stream
 
 LayerBuilder = Callable[[ModelConfig, int, torch.dtype], nn.Module]
 
@@ -30,17 +31,17 @@ class DecoderLayer(nn.Module):
         self.mlp = GatedMLP(config, dtype)
 
     def forward(
-        self, stream: torch.Tensor, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
+        self, stream: Stream, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
         wanted: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The residual stream [T, H] -> the stream with this layer's two contributions; it may be overwritten. With
-        `wanted` (the last layer's are the batch's `logit_rows`), int32 [R], that of these tokens alone, [R, H]: the
-        others only leave their keys and values.
+    ) -> None:
+        """Add this layer's two contributions to the residual stream [T, H]. With `wanted` (the last layer's are the
+        batch's `logit_rows`), int32 [R], only these tokens stay in it, [R, H]: the others just leave their keys and
+        values.
 
         Each part gets its norm along, to be folded into its first matmul where that is faster.
         """
-        stream = self.self_attn(stream, self.input_layernorm, batch, rope_table, kv_cache, wanted)
-        return self.mlp(stream, self.post_attention_layernorm)
+        self.self_attn(stream, self.input_layernorm, batch, rope_table, kv_cache, wanted)
+        self.mlp(stream, self.post_attention_layernorm)
 
 
 class Decoder(nn.Module):
@@ -90,11 +91,12 @@ class Decoder(nn.Module):
 
         `kv_caches` holds (k_cache, v_cache) of each layer, each [num_blocks + 1, num_kv_heads, block_size, head_dim].
         """
-        stream = self.embed_tokens(batch.input_ids)
+        stream = Stream(self.embed_tokens(batch.input_ids))
         *layers, (last, last_cache) = zip(self.layers, kv_caches, strict=True)
         for layer, kv_cache in layers:
-            stream = layer(stream, batch, self.rope_table, kv_cache)
-        return self.norm(last(stream, batch, self.rope_table, last_cache, batch.logit_rows))
+            layer(stream, batch, self.rope_table, kv_cache)
+        last(stream, batch, self.rope_table, last_cache, batch.logit_rows)
+        return self.norm(stream)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, H], as `forward` left it -> logits [R, vocab_size] in the model's dtype, into `out` if given."""

@@ -10,6 +10,7 @@ from mini_infer.nn.linear import Linear, MergedLinear
 from mini_infer.nn.norm import RMSNorm
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.qkv_attention import qkv_attention
+from mini_infer.ops.stream import Stream
 
 KVCache = tuple[torch.Tensor, torch.Tensor]  # k and v of one layer, each [num_blocks + 1, Hkv, block_size, D]
 
@@ -33,11 +34,10 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_windows[layer]
 
     def forward(
-        self, stream: torch.Tensor, norm: RMSNorm, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
+        self, stream: Stream, norm: RMSNorm, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
         wanted: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """stream [T, H] -> stream + attention(norm(stream)); with `wanted`, int32 [R], of these tokens alone, [R, H].
-        The stream may be overwritten.
+    ) -> None:
+        """stream [T, H] += attention(norm(stream)); with `wanted`, int32 [R], only these tokens stay in it, [R, H].
 
         The keys and values of the step's tokens are in the cache afterwards.
         """
@@ -48,5 +48,5 @@ class Attention(nn.Module):
         out = qkv_attention(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch, rope_table, k_cache, v_cache,
                             self.scale, self.sliding_window, q_norm, k_norm, self.norm_eps)
         if wanted is not None:
-            stream, out = stream[wanted], out[wanted]
-        return self.o_proj.add_to(stream, out.flatten(1))
+            stream.value, out = stream.value[wanted], out[wanted]
+        self.o_proj.add_to(stream, out.flatten(1))

@@ -11,6 +11,7 @@ from mini_infer.nn.norm import RMSNorm
 from mini_infer.nn.parameter import empty_parameter
 from mini_infer.ops.linear import linear, linear_add, norm_linear, norm_swiglu, pack_weight
 from mini_infer.ops.native import multiplies_one_row
+from mini_infer.ops.stream import Stream
 
 
 class Linear(nn.Module):
@@ -23,16 +24,16 @@ class Linear(nn.Module):
         self.packed: torch.Tensor | None
         self.register_buffer("packed", None, persistent=False)
 
-    def weight_for(self, x: torch.Tensor) -> torch.Tensor:
+    def weight_for(self, x: torch.Tensor | Stream) -> torch.Tensor:
         """The form of the weight that multiplies x [T, in_features] fastest."""
-        return self.weight if self.packed is None or x.shape[0] == 1 else self.packed
+        return self.weight if self.packed is None or len(x) == 1 else self.packed
 
     def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x, self.weight_for(x), self.bias, out)
 
-    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """residual [T, out_features] + forward(x); `residual` may be overwritten."""
-        return linear_add(x, self.weight_for(x), self.bias, residual)
+    def add_to(self, stream: Stream, x: torch.Tensor) -> None:
+        """Add forward(x) to the stream [T, out_features]."""
+        linear_add(stream, x, self.weight_for(x), self.bias)
 
     def pack(self) -> None:
         """Once loaded, bring the weight into the form that this device multiplies with fastest: on a CPU a small one
@@ -54,13 +55,13 @@ class MergedLinear(Linear):
         super().__init__(in_features, sum(parts.values()), bias, dtype)
         self.parts = dict(parts)
 
-    def of_norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-        """forward(norm(x))."""
-        return norm_linear(x, norm.weight, norm.eps, self.weight_for(x), self.bias)
+    def of_norm(self, stream: Stream, norm: RMSNorm) -> torch.Tensor:
+        """forward(norm(stream))."""
+        return norm_linear(stream, norm.weight, norm.eps, self.weight_for(stream), self.bias)
 
-    def swiglu_of_norm(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-        """SiLU(gate) * up of forward(norm(x)), the two parts being gate and up -> [T, out_features / 2]."""
-        return norm_swiglu(x, norm.weight, norm.eps, self.weight_for(x), self.bias)
+    def swiglu_of_norm(self, stream: Stream, norm: RMSNorm) -> torch.Tensor:
+        """SiLU(gate) * up of forward(norm(stream)), the two parts being gate and up -> [T, out_features / 2]."""
+        return norm_swiglu(stream, norm.weight, norm.eps, self.weight_for(stream), self.bias)
 
 
 def weight_slots(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ from torch import nn
 from mini_infer.config import ModelConfig
 from mini_infer.nn.linear import Linear, MergedLinear
 from mini_infer.nn.norm import RMSNorm
+from mini_infer.ops.stream import Stream
 
 
 class GatedMLP(nn.Module):
@@ -19,6 +20,6 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias, dtype)
         self.down_proj = Linear(inner, hidden, bias, dtype)
 
-    def forward(self, stream: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
-        """stream [T, H] -> stream + MLP(norm(stream)); the stream may be overwritten."""
-        return self.down_proj.add_to(stream, self.gate_up_proj.swiglu_of_norm(stream, norm))
+    def forward(self, stream: Stream, norm: RMSNorm) -> None:
+        """stream [T, H] += MLP(norm(stream))."""
+        self.down_proj.add_to(stream, self.gate_up_proj.swiglu_of_norm(stream, norm))

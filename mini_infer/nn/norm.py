@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mini_infer.nn.parameter import empty_parameter
-from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.stream import Stream
 
 
 class RMSNorm(nn.Module):
@@ -17,6 +17,6 @@ class RMSNorm(nn.Module):
         self.weight = empty_parameter(size, dtype=dtype)
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., size] -> the same shape. A norm that feeds a linear layer is given to that layer instead."""
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, stream: Stream) -> torch.Tensor:
+        """stream [T, size] -> [T, size]. A norm that feeds a linear layer is given to that layer instead."""
+        return stream.norm(self.weight, self.eps)

@@ -13,7 +13,7 @@ import ctypes
 import json
 from collections.abc import Iterator
 from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_uint64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -27,6 +27,7 @@ MOST_WORKSPACE = 16 << 20  # bytes an algorithm may ask for
 _DATA_TYPES = {torch.bfloat16: 14, torch.float16: 2}
 _FLOAT32, _COMPUTE_FLOAT32 = 0, 68
 _TRANSPOSE_A, _EPILOGUE, _BIAS_POINTER, _EPILOGUE_BIAS = 3, 7, 8, 4  # of a product's description
+_NUM_PARTS, _NEXT_PART = 5, 6  # of a layout: a batch of matrices
 _MOST_WORKSPACE = 1  # of a preference
 
 
@@ -50,7 +51,8 @@ class _Candidate(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Product:
-    """x [rows, k] times weight [features, k] transposed, plus a bias, or added to what is in the result's place."""
+    """x [rows, k] times weight [features, k] transposed, plus a bias, or added to what is in the result's place; or in
+    parts, of K in as many pieces, [parts, rows, features] in float32."""
 
     rows: int
     features: int
@@ -58,6 +60,7 @@ class Product:
     dtype: torch.dtype
     bias: bool = False
     adds: bool = False
+    parts: int = 1
 
 
 class CublasLt:
@@ -70,6 +73,7 @@ class CublasLt:
         lib.cublasLtGetVersion.restype = c_size_t
         lib.cublasLtMatmul.argtypes = [c_void_p] * 14 + [c_size_t, c_void_p]
         lib.cublasLtMatrixLayoutCreate.argtypes = [c_void_p, c_int, c_uint64, c_uint64, c_int64]
+        lib.cublasLtMatrixLayoutSetAttribute.argtypes = [c_void_p, c_int, c_void_p, c_size_t]
         lib.cublasLtMatmulDescSetAttribute.argtypes = [c_void_p, c_int, c_void_p, c_size_t]
         lib.cublasLtMatmulPreferenceSetAttribute.argtypes = [c_void_p, c_int, c_void_p, c_size_t]
         lib.cublasLtMatmulAlgoGetHeuristic.argtypes = [c_void_p] * 7 + [c_int, c_void_p, POINTER(c_int)]
@@ -121,9 +125,19 @@ class CublasLt:
         self._ok(lib.cublasLtMatmulDescSetAttribute(description, _TRANSPOSE_A, byref(c_int(1)), 4))
         if product.bias:
             self._ok(lib.cublasLtMatmulDescSetAttribute(description, _EPILOGUE, byref(c_int(_EPILOGUE_BIAS)), 4))
-        shapes = [(product.k, product.features), (product.k, product.rows), (product.features, product.rows)]
-        a, b, c = (self._made(lib.cublasLtMatrixLayoutCreate, kind, rows, columns, rows) for rows, columns in shapes)
-        return description, (a, b, c)
+        rows, features, k, parts = product.rows, product.features, product.k // product.parts, product.parts
+        return description, (self._layout(kind, k, features, product.k, parts, k),
+                             self._layout(kind, k, rows, product.k, parts, k),
+                             self._layout(kind if parts == 1 else _FLOAT32, features, rows, features, parts,
+                                          rows * features))
+
+    def _layout(self, kind: int, rows: int, columns: int, stride: int, parts: int, next_part: int) -> c_void_p:
+        """Of a matrix with so many elements from column to column, or of several, so many elements apart."""
+        layout = self._made(self._lib.cublasLtMatrixLayoutCreate, kind, rows, columns, stride)
+        if parts > 1:
+            self._ok(self._lib.cublasLtMatrixLayoutSetAttribute(layout, _NUM_PARTS, byref(c_int(parts)), 4))
+            self._ok(self._lib.cublasLtMatrixLayoutSetAttribute(layout, _NEXT_PART, byref(c_int64(next_part)), 8))
+        return layout
 
     def _made(self, create: Any, *args: Any) -> c_void_p:
         made = c_void_p()
@@ -148,16 +162,21 @@ class Plan:
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None,
                  out: torch.Tensor | None = None) -> torch.Tensor:
-        """x [rows, k] and weight [features, k], rows dense, as the product says -> `out` [rows, features]."""
+        """x [rows, k] and weight [features, k], rows dense, as the product says -> `out` [rows, features], or its
+        parts."""
+        product = self.product
+        dtype = x.dtype if product.parts == 1 else torch.float32
         if out is None:
-            out = x.new_empty(x.shape[0], weight.shape[0])
-        assert weight.is_contiguous() and out.is_contiguous() and out.dtype == weight.dtype == x.dtype
+            shape = (product.rows, product.features)
+            out = x.new_empty(shape if product.parts == 1 else (product.parts, *shape), dtype=dtype)
+        assert weight.is_contiguous() and out.is_contiguous() and weight.dtype == x.dtype and out.dtype == dtype
         self.library.multiply(self, x, weight, bias, out)
         return out
 
 
 def tuned_plan(x: torch.Tensor, weight: torch.Tensor, bias: bool = False, adds: bool = False) -> Plan | None:
-    """How to multiply x [T, in] with weight [out, in] on a GPU if the table knows better than the library."""
+    """How to multiply x [T, in] with weight [out, in] on a GPU if the table knows better than the library. What is to
+    be added may be left in parts for another kernel to add."""
     if not x.is_contiguous():
         return None
     product = Product(x.shape[0], weight.shape[0], weight.shape[1], x.dtype, bias, adds)
@@ -177,11 +196,12 @@ def table_path(gpu: str) -> Path:
 
 @cache
 def _plan(device: torch.device, product: Product) -> Plan | None:
-    return library(device).plan(product, _table(device)[product])
+    return library(device).plan(*_table(device)[product])
 
 
 @cache
-def _table(device: torch.device) -> dict[Product, Algorithm]:
+def _table(device: torch.device) -> dict[Product, tuple[Product, Algorithm]]:
+    """What is asked for: what is done, in parts perhaps, and how."""
     path = table_path(torch.cuda.get_device_name(device))
     if torch.version.hip is not None or not path.exists():
         return {}
@@ -192,5 +212,10 @@ def _table(device: torch.device) -> dict[Product, Algorithm]:
         return {}
     if table["cublaslt_version"] != version:
         return {}
-    return {Product(rows, features, k, getattr(torch, dtype), bias, adds): Algorithm.from_hex(algorithm)
-            for features, k, dtype, bias, adds, best in table["products"] for rows, algorithm in best}
+    found = {}
+    for features, k, dtype, bias, adds, best in table["products"]:
+        for rows, algorithm, parts in best:
+            product = Product(rows, features, k, getattr(torch, dtype), bias, adds)
+            done = product if parts == 1 else replace(product, adds=False, parts=parts)
+            found[product] = done, Algorithm.from_hex(algorithm)
+    return found

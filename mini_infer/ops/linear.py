@@ -13,8 +13,8 @@ from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
 from mini_infer.ops.epilogue import Epilogue
-from mini_infer.ops.norm import rms_norm
 from mini_infer.ops.skinny import max_skinny_rows, skinny_matmul
+from mini_infer.ops.stream import Stream
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -47,40 +47,44 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return F.linear(x, weight, bias)
 
 
-def norm_linear(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
+def norm_linear(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
-    """linear(rms_norm(x)): x [T, in], norm_weight [in] -> [T, out]; one kernel for few rows on a GPU."""
-    if multiply := _skinny(x, weight):
-        return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
-    return linear(rms_norm(x, norm_weight, eps), weight, bias)
+    """linear(rms_norm(stream)): stream [T, in], norm_weight [in] -> [T, out]; one kernel for few rows on a GPU."""
+    if not stream.in_parts and (multiply := _skinny(stream.value, weight)):
+        return multiply(stream.value, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
+    return linear(stream.norm(norm_weight, eps), weight, bias)
 
 
-def norm_swiglu(x: torch.Tensor, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
+def norm_swiglu(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
-    """silu_and_mul(norm_linear(x)), weight [2I, in] being gate over up -> [T, I].
+    """silu_and_mul(norm_linear(stream)), weight [2I, in] being gate over up -> [T, I].
 
     One kernel for few rows on a GPU; two for more where the CUDA kernels are built."""
-    if multiply := _skinny(x, weight, gated=True):
-        return multiply(x, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
-    x = rms_norm(x, norm_weight, eps)
+    if not stream.in_parts and (multiply := _skinny(stream.value, weight, gated=True)):
+        return multiply(stream.value, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
+    x = stream.norm(norm_weight, eps)
     if x.is_cuda and bias is None and (tile := cuda_swiglu.choose_tile(x, weight)):
         return cuda_swiglu.cuda_swiglu(x, weight, tile)
     return silu_and_mul(linear(x, weight, bias))
 
 
-def linear_add(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
-               residual: torch.Tensor) -> torch.Tensor:
-    """residual [T, out] + linear(x), rounded once, in the matmul's own epilogue; `residual` may be overwritten."""
+def linear_add(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Add linear(x) to the stream [T, out], rounded once, in the matmul's own epilogue or with the next norm."""
     if weight.is_mkldnn:
-        x, residual, rows = _padded(x), _padded(residual), x.shape[0]
-        return torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")[:rows]
-    if multiply := _skinny(x, weight):
-        return multiply(x, weight, Epilogue(bias=bias, residual=residual))
-    if bias is not None:
-        residual += bias
-    if x.is_cuda and (plan := tuned_plan(x, weight, adds=True)):
-        return plan(x, weight, None, residual)
-    return residual.addmm_(x, weight.t())
+        x, residual, rows = _padded(x), _padded(stream.value), x.shape[0]
+        stream.value = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")[:rows]
+    elif multiply := _skinny(x, weight):
+        stream.value = multiply(x, weight, Epilogue(bias=bias, residual=stream.value))
+    else:
+        if bias is not None:
+            stream.value += bias
+        plan = tuned_plan(x, weight, adds=True) if x.is_cuda else None
+        if plan is None:
+            stream.value.addmm_(x, weight.t())
+        elif plan.product.parts > 1:
+            stream.add_in_parts(plan(x, weight))
+        else:
+            plan(x, weight, None, stream.value)
 
 
 def _padded(x: torch.Tensor) -> torch.Tensor:

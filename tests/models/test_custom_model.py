@@ -16,6 +16,7 @@ from mini_infer.config import ConfigError, ModelConfig
 from mini_infer.models import registry
 from mini_infer.models.registry import ModelAdapter, adapter_for, load_plugins, register_model
 from mini_infer.nn.linear import Linear
+from mini_infer.ops.stream import Stream
 from tests.models.harness import VOCAB_SIZE, assert_parity, load, rewrite_config, save_checkpoint
 
 SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2,
@@ -56,8 +57,8 @@ class SquaredReLU(nn.Module):
         self.up = Linear(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False, dtype=dtype)
 
-    def forward(self, stream: torch.Tensor, norm: nn.Module) -> torch.Tensor:
-        return stream + self.down(F.relu(self.up(norm(stream))).square())
+    def forward(self, stream: Stream, norm: nn.Module) -> None:
+        stream.value += self.down(F.relu(self.up(norm(stream))).square())
 
 
 def test_a_part_of_a_layer_can_be_replaced(tmp_path):

@@ -40,8 +40,9 @@ def configurations() -> Iterator[tuple[Any, dict[str, Any], dict[str, int]]]:
 
     pdl = {"PDL": True}
     half = {"HALF": 40, "BLOCK_HALF": 64}
-    yield norm._rms_norm_kernel, {"DIM": 3584, "BLOCK_DIM": 4096, "ROWS": 1, **pdl}, {"num_warps": 8}
-    yield norm._rms_norm_kernel, {"DIM": 80, "BLOCK_DIM": 128, "ROWS": 8, **pdl}, {"num_warps": 2}
+    for parts in ({"PARTS": 0}, {"PARTS": 4}):
+        yield norm._rms_norm_kernel, {"DIM": 3584, "BLOCK_DIM": 4096, "ROWS": 1, **parts, **pdl}, {"num_warps": 8}
+        yield norm._rms_norm_kernel, {"DIM": 80, "BLOCK_DIM": 128, "ROWS": 8, **parts, **pdl}, {"num_warps": 2}
     yield activation._silu_and_mul_kernel, {"DIM": 1000, "BLOCK": 1024, **pdl}, {}
     yield logit_bias._keep_allowed_kernel, {"BLOCK": 1024, "dtype": "fp32"}, {}
     yield rope._apply_rope_kernel, {**half, "HEADS": 8}, {"num_warps": 2}

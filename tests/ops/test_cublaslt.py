@@ -11,6 +11,7 @@ import torch
 from mini_infer.ops import cublaslt, skinny
 from mini_infer.ops.cublaslt import TABLES, Algorithm, Product, table_path, tuned_plan
 from mini_infer.ops.linear import linear, linear_add
+from mini_infer.ops.stream import Stream
 
 
 @pytest.mark.parametrize("path", sorted({*TABLES.glob("*.json")} - {skinny.TABLE}), ids=lambda path: path.stem)
@@ -21,9 +22,10 @@ def test_tables_are_well_formed(path: Path) -> None:
     assert len(set(shapes)) == len(shapes)
     for _, _, dtype, bias, adds, best in table["products"]:
         assert dtype == "bfloat16" and not (bias and adds)
-        rows = [row for row, _ in best]
+        rows = [row for row, _, _ in best]
         assert rows == sorted(set(rows)) and min(rows, default=9) > 8
-        assert all(Algorithm.from_hex(algorithm).hex() == algorithm for _, algorithm in best)
+        assert all(Algorithm.from_hex(algorithm).hex() == algorithm for _, algorithm, _ in best)
+        assert all(parts == 1 or (adds and parts in (2, 4)) for _, _, parts in best)
 
 
 def test_a_library_that_cannot_be_asked_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +39,7 @@ def test_a_library_that_cannot_be_asked_is_left_alone(monkeypatch: pytest.Monkey
 
 @pytest.mark.gpu
 class TestPlans:
-    def table(self) -> dict[Product, Algorithm]:
+    def table(self) -> dict[Product, tuple[Product, Algorithm]]:
         table = cublaslt._table(torch.device("cuda", 0))
         if not table:
             pytest.skip(f"no table for {torch.cuda.get_device_name()} and this version of cuBLASLt")
@@ -52,16 +54,20 @@ class TestPlans:
             x = torch.randn(product.rows, product.k, device="cuda", dtype=product.dtype)
             weight = torch.randn(product.features, product.k, device="cuda", dtype=product.dtype) / product.k**0.5
             bias = torch.randn(product.features, device="cuda", dtype=product.dtype) if product.bias else None
-            stream = torch.randn(product.rows, product.features, device="cuda", dtype=product.dtype)
+            before = torch.randn(product.rows, product.features, device="cuda", dtype=product.dtype)
             expected = x.float() @ weight.float().t()
-            assert tuned_plan(x, weight, product.bias, product.adds) is not None
+            plan = tuned_plan(x, weight, product.bias, product.adds)
+            assert plan is not None
             if product.adds:
-                expected += stream.float()
-                got = linear_add(x, weight, None, stream)
-                assert got.data_ptr() == stream.data_ptr()
+                expected += before.float()
+                stream = Stream(before)
+                linear_add(stream, x, weight, None)
+                assert stream.in_parts == (plan.product.parts > 1)
+                got = stream.value
+                assert got.data_ptr() == before.data_ptr()
             else:
                 expected += 0 if bias is None else bias.float()
-                out = stream.fill_(float("nan")) if bias is None else None
+                out = before.fill_(float("nan")) if bias is None else None
                 got = linear(x, weight, bias, out)
             torch.testing.assert_close(got.float(), expected, atol=0.06, rtol=0.02)
             done += 1

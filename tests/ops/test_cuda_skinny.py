@@ -14,6 +14,7 @@ from mini_infer.ops import build_cuda, cuda_library, cuda_skinny, linear
 from mini_infer.ops.cuda_library import source_path
 from mini_infer.ops.cuda_skinny import TILES, CudaTile, tile_for
 from mini_infer.ops.epilogue import Epilogue
+from mini_infer.ops.stream import Stream
 
 BF16 = torch.bfloat16
 # [N, K]: a model of 0.6 billion parameters, and what one of 7 billion has it for.
@@ -85,7 +86,8 @@ def test_dispatch_takes_it_where_it_is_built_and_wins(monkeypatch):
     for rows in (1, 8, 16):
         linear.linear(torch.zeros(rows, 3072, dtype=BF16), weight)
     for rows in (8, 16):
-        linear.norm_swiglu(torch.zeros(rows, 1024, dtype=BF16), torch.ones(1024, dtype=BF16), 1e-6, gate_up, None)
+        linear.norm_swiglu(Stream(torch.zeros(rows, 1024, dtype=BF16)), torch.ones(1024, dtype=BF16), 1e-6, gate_up,
+                           None)
     assert called == [(1, False, None), (8, False, None), (16, False, CudaTile(2, 16, 2)),
                       (8, True, None), (16, True, CudaTile(2, 8, 2))]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mini_infer.ops import linear
+from mini_infer.ops.stream import Stream
 
 
 @pytest.mark.parametrize("shape", [(1, 384, 96), (5, 33, 70), (40, 16, 1), (61, 32, 48), (321, 16, 8)], ids=str)
@@ -22,8 +23,10 @@ def test_packed_weight(assert_close, dtype, shape, with_bias):
     assert_close(linear.linear(x, packed, bias), expected)
     residual = torch.randn(num_tokens, out_features).to(dtype)
     summed = residual.double() + expected
-    assert_close(linear.linear_add(x, weight, bias, residual.clone()), summed)
-    assert_close(linear.linear_add(x, packed, bias, residual.clone()), summed)
+    for form in (weight, packed):
+        stream = Stream(residual.clone())
+        linear.linear_add(stream, x, form, bias)
+        assert_close(stream.value, summed)
 
 
 def test_padded_rows_are_few_and_little_more():

@@ -44,3 +44,14 @@ def test_triton(assert_close, device, dtype, shape):
 def test_triton_takes_strided_rows(assert_close, device):
     x, weight = torch.randn(6, 10, 64, device=device)[:, 2:5], torch.randn(64, device=device)
     assert_close(norm._rms_norm_triton(x, weight, EPS), formula(x, weight))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(1, 384), (5, 100), (33, 64), (2, 3584), (0, 64)], ids=str)
+def test_triton_adds_parts_first(assert_close, device, dtype, shape, parts):
+    x, weight = torch.randn(shape).to(dtype).to(device), torch.randn(shape[-1]).to(dtype).to(device)
+    added = torch.randn(parts, *shape, device=device)
+    want = (x + added.sum(0)).to(dtype)
+    out = norm._rms_norm_triton(x, weight, EPS, added)
+    assert_close(x, want.double())
+    assert_close(out, formula(x, weight))

@@ -7,7 +7,7 @@ import torch
 
 from mini_infer.ops import cuda_skinny, pdl
 from mini_infer.ops.linear import linear_add, norm_linear, norm_swiglu
-from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.stream import Stream
 
 HIDDEN, INNER, LAYERS = 1024, 3072, 12
 
@@ -40,11 +40,11 @@ def test_same_bits_with_and_without(monkeypatch, rows, products):
     start = torch.empty(rows, HIDDEN, dtype=torch.bfloat16, device="cuda")
 
     def chain() -> torch.Tensor:
-        stream = start.clone()
+        stream = Stream(start.clone())
         for w_in, w_out, w_up, w_down in layers:
-            stream = linear_add(norm_linear(stream, norm_weight, 1e-6, w_in, None), w_out, None, stream)
-            stream = linear_add(norm_swiglu(stream, norm_weight, 1e-6, w_up, None), w_down, None, stream)
-        return rms_norm(stream, norm_weight, 1e-6)
+            linear_add(stream, norm_linear(stream, norm_weight, 1e-6, w_in, None), w_out, None)
+            linear_add(stream, norm_swiglu(stream, norm_weight, 1e-6, w_up, None), w_down, None)
+        return stream.norm(norm_weight, 1e-6)
 
     def captured() -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
         chain()

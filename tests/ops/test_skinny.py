@@ -13,6 +13,7 @@ from mini_infer.ops.cuda_skinny import LIBRARY, TILES, CudaTile, cuda_skinny_mat
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.linear import linear_add
 from mini_infer.ops.skinny import MOST_FEW_ROWS, SkinnyTile, measured_tiles, skinny_matmul
+from mini_infer.ops.stream import Stream
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
@@ -69,7 +70,9 @@ def test_linear_gives_what_the_cuda_kernel_does(rows: int) -> None:
     weight, residual = draw(1024, 3072, dtype=torch.bfloat16) / 55, draw(rows, 1024, dtype=torch.bfloat16)
     assert tile_for(rows, 1024, 3072, False, torch.bfloat16) is not None
     want = cuda_skinny_matmul(x, weight, Epilogue(residual=residual.clone()))
-    assert torch.equal(linear_add(x, weight, None, residual.clone()), want)
+    stream = Stream(residual.clone())
+    linear_add(stream, x, weight, None)
+    assert torch.equal(stream.value, want)
     plain = residual.double() + x.double() @ weight.double().T
     assert (want.double() - plain).norm() / plain.norm() < 1e-2
 

@@ -25,6 +25,8 @@ from mini_infer.ops.cuda_swiglu import (
     tile_for,
 )
 from mini_infer.ops.cuda_swiglu import cuda_swiglu as multiply
+from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.stream import Stream
 
 BF16 = torch.bfloat16
 SMS = 132  # of an H200
@@ -75,10 +77,10 @@ def test_norm_swiglu_takes_it(monkeypatch: pytest.MonkeyPatch, rows: int) -> Non
     tile = choose_tile(x, weight)
     if tile is None:
         pytest.skip("this GPU has another number of multiprocessors, which these shapes do not fill")
-    got = linear.norm_swiglu(x, norm, 1e-6, weight, None)
-    assert torch.equal(got, multiply(linear.rms_norm(x, norm, 1e-6), weight, tile))
+    got = linear.norm_swiglu(Stream(x), norm, 1e-6, weight, None)
+    assert torch.equal(got, multiply(rms_norm(x, norm, 1e-6), weight, tile))
     monkeypatch.setattr(cuda_swiglu, "LIBRARY", Path("none"))
-    want = linear.norm_swiglu(x, norm, 1e-6, weight, None)
+    want = linear.norm_swiglu(Stream(x), norm, 1e-6, weight, None)
     assert not torch.equal(got, want) and (got.double() - want.double()).norm() / want.double().norm() < 5e-3
 
 
@@ -147,14 +149,14 @@ def test_dispatch(monkeypatch: pytest.MonkeyPatch, built: bool, gpu: int, taken:
     monkeypatch.setattr(cuda_swiglu, "cuda_swiglu", lambda x, weight, tile: called.append(tile) or x)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(linear, "_skinny", lambda *_, **__: None)
-    monkeypatch.setattr(linear, "rms_norm", lambda x, *_: x)
     monkeypatch.setattr(linear, "linear", lambda x, weight, bias: F.linear(x, weight, bias))
     monkeypatch.setattr(linear, "silu_and_mul", lambda x: x)
     x, norm = torch.zeros(256, 2048, dtype=BF16), torch.ones(2048, dtype=BF16)
     weight, bias = torch.empty(24576, 2048, dtype=BF16), torch.zeros(24576, dtype=BF16)
-    linear.norm_swiglu(x, norm, 1e-6, weight, None)
-    linear.norm_swiglu(x, norm, 1e-6, weight, bias)  # it adds none
-    linear.norm_swiglu(x[:220], norm, 1e-6, weight, None)  # it would waste more than it saves
+    monkeypatch.setattr(Stream, "norm", lambda stream, *_: stream.value)
+    linear.norm_swiglu(Stream(x), norm, 1e-6, weight, None)
+    linear.norm_swiglu(Stream(x), norm, 1e-6, weight, bias)  # it adds none
+    linear.norm_swiglu(Stream(x[:220]), norm, 1e-6, weight, None)  # it would waste more than it saves
     assert called == [Tile(256, 192, True)] * taken
 
 
@@ -162,6 +164,6 @@ def test_reference_is_the_plain_one() -> None:
     """What the kernel fuses is what the two ops do."""
     x, weight = torch.randn(4, 8), torch.randn(16, 8)
     gate, up = F.linear(x, weight).chunk(2, -1)
-    assert torch.allclose(linear.norm_swiglu(x, torch.ones(8), 0.0, weight, None),
+    assert torch.allclose(linear.norm_swiglu(Stream(x), torch.ones(8), 0.0, weight, None),
                           silu_and_mul(F.linear(F.rms_norm(x, (8,), eps=0.0), weight)), atol=1e-5)
     assert torch.allclose(F.silu(gate) * up, silu_and_mul(F.linear(x, weight)), atol=1e-5)

@@ -1,0 +1,53 @@
+"""The residual stream: what a step's tokens have gathered, layer by layer."""
+
+from __future__ import annotations
+
+import torch
+
+from mini_infer.ops.norm import add_rms_norm, rms_norm
+
+
+class Stream:
+    """[T, H] in the model's dtype. Layers read it through a norm, and add to it.
+
+    A product of few rows over a long K keeps a GPU busy only if several blocks share a sum, and then somebody must add
+    up their parts. Such a product is left in parts here, and the next norm adds them on its way: one kernel that reads
+    and writes the stream instead of two.
+    """
+
+    def __init__(self, value: torch.Tensor):
+        self._value = value
+        self._parts: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        """T."""
+        return len(self._value)
+
+    @property
+    def value(self) -> torch.Tensor:
+        """[T, H]: all that has been added, rounded after each product."""
+        if self._parts is not None:
+            self._value.copy_(self._value + self._parts.sum(0))
+            self._parts = None
+        return self._value
+
+    @value.setter
+    def value(self, value: torch.Tensor) -> None:
+        assert self._parts is None
+        self._value = value
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether something is yet to be added, which the next norm should do."""
+        return self._parts is not None
+
+    def add_in_parts(self, parts: torch.Tensor) -> None:
+        """Add their sum, float32 [S, T, H], with the next read. The tensor given at first may be overwritten."""
+        self._value, self._parts = self.value, parts
+
+    def norm(self, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """rms_norm(value), [T, H]."""
+        if self._parts is None:
+            return rms_norm(self._value, weight, eps)
+        parts, self._parts = self._parts, None
+        return add_rms_norm(self._value, parts, weight, eps)
