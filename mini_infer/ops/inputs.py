@@ -136,26 +136,31 @@ def _prepare_inputs_kernel(slots_ptr, seq_lens_ptr, cu_ptr, token_ids_ptr, table
     tl.store(mapping_ptr + first + offs, blocks * BLOCK_SIZE + positions % BLOCK_SIZE, mask=mask)
 
 
-def write_tokens(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor) -> None:
-    """token_ids[slots[r], positions[r]] = max(tokens[r], 0): the next step finds what this one sampled.
+def write_tokens(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor,
+                 outbox: torch.Tensor, turn: torch.Tensor) -> None:
+    """outbox[turn, r] = tokens[r] for the host; and token_ids[slots[r], positions[r]] = max(tokens[r], 0) for the next
+    step.
 
-    token_ids: int32 [S + 1, L]; slots, positions, tokens: int32 [R]. A failed row (-1) becomes 0, a token that the
-    embedding can look up: the steps already in flight for that request run on and are dropped.
+    token_ids: int32 [S + 1, L]; slots, positions, tokens: int32 [R]; outbox: int32 [turns, R or more], on a GPU's host
+    in pinned memory; turn: int32 [1]. A failed row (-1) becomes 0, a token that the embedding can look up: the steps
+    already in flight for that request run on and are dropped.
     """
     if use_triton(token_ids):
         rows = slots.shape[0]
-        _write_tokens_kernel[(cdiv(rows, BLOCK),)](token_ids, slots, positions, tokens, rows,
-                                                        token_ids.stride(0), BLOCK=BLOCK)
+        _write_tokens_kernel[(cdiv(rows, BLOCK),)](token_ids, slots, positions, tokens, outbox, turn, rows,
+                                                   token_ids.stride(0), outbox.stride(0), BLOCK=BLOCK)
         return
     token_ids[slots, positions] = tokens.clamp_min(0)
+    outbox[int(turn), : len(tokens)] = tokens
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _write_tokens_kernel(token_ids_ptr, slots_ptr, positions_ptr, tokens_ptr, num_rows, token_stride,
-                         BLOCK: tl.constexpr):
+def _write_tokens_kernel(token_ids_ptr, slots_ptr, positions_ptr, tokens_ptr, outbox_ptr, turn_ptr, num_rows,
+                         token_stride, outbox_stride, BLOCK: tl.constexpr):
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = rows < num_rows
     slot = tl.load(slots_ptr + rows, mask=mask, other=0).to(tl.int64)
     position = tl.load(positions_ptr + rows, mask=mask, other=0)
     token = tl.load(tokens_ptr + rows, mask=mask, other=0)
+    tl.store(outbox_ptr + tl.load(turn_ptr) * outbox_stride + rows, token, mask=mask)
     tl.store(token_ids_ptr + slot * token_stride + position, tl.maximum(token, 0), mask=mask)

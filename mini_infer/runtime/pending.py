@@ -25,16 +25,17 @@ class PromptLogprobs:
 class DeviceStep:
     """What `Runner.execute` returns. All copies to the host are enqueued here, and one event marks their end.
 
-    `failed`: rows that are known to have failed by their requests' own doing, and why.
+    `token_ids`: where the step leaves its tokens, int32 [B], on the host. `failed`: rows that are known to have failed
+    by their requests' own doing, and why.
     """
 
-    def __init__(self, plan: StepPlan, output: SampleOutput, prompt_logprobs: Sequence[PromptLogprobs],
-                 failed: dict[int, Fault] | None = None):
+    def __init__(self, plan: StepPlan, token_ids: torch.Tensor, output: SampleOutput,
+                 prompt_logprobs: Sequence[PromptLogprobs], failed: dict[int, Fault] | None = None):
         self._failed = failed or {}
         self._plan = plan
         self._output = output
         self._prompt_logprobs = prompt_logprobs
-        self._token_ids = _to_host(output.token_ids)
+        self._token_ids = token_ids
         self._logprobs = [_to_host(tensor) for tensor in output.logprob_tensors]
         self._prompt_tensors = [[_to_host(tensor) for tensor in entry.logprobs] for entry in prompt_logprobs]
         self._event: torch.cuda.Event | None = None

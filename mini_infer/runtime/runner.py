@@ -110,7 +110,7 @@ class Runner:
             logits, token_ids = (output[: len(seqs)] for output in self._graphs.replay(shape))
             needs = self._sampler.needs(slots)
             if needs.plain and not needs.sampling.filtered:  # the graph's sample is the answer
-                return DeviceStep(plan, SampleOutput(token_ids, None, ()), prompt_logprobs)
+                return DeviceStep(plan, self._state.outgoing(len(seqs)), SampleOutput(token_ids, None, ()), [])
         else:
             num_decodes = next((index for index, seq in enumerate(seqs) if seq.n > 1), len(seqs))
             batch = self._batch(header, num_tokens, len(seqs), max(seq.n for seq in seqs), max_seq_len, num_decodes)
@@ -127,10 +127,12 @@ class Runner:
         masks = self._grammars.masks(seqs)  # waits for the step before, while the device is at this one
         output = self._sampler.sample(logits, slots, header.slots[: len(seqs)], positions, self._state.params,
                                       self._state.token_ids, masks)
-        write_tokens(self._state.token_ids, header.write_slots[: len(seqs)], positions, output.token_ids)
+        write_tokens(self._state.token_ids, header.write_slots[: len(seqs)], positions, output.token_ids,
+                     self._state.outbox, header.turn)
+        outgoing = self._state.outgoing(len(seqs))
         if masks is None:
-            return DeviceStep(plan, output, prompt_logprobs)
-        step = DeviceStep(plan, output, prompt_logprobs, masks.failed)
+            return DeviceStep(plan, outgoing, output, prompt_logprobs)
+        step = DeviceStep(plan, outgoing, output, prompt_logprobs, masks.failed)
         self._grammars.sampled(masks, seqs, step)
         return step
 
@@ -184,5 +186,6 @@ class Runner:
         # All graphs share one buffer of logits, else each would hold its own.
         logits = self._model.logits(hidden, self._logits_buffer[: shape.num_seqs])
         token_ids = sample(logits, header.slots, header.seq_lens, self._state.params, SamplingNeeds(random=True))
-        write_tokens(self._state.token_ids, header.write_slots, header.seq_lens, token_ids)
+        write_tokens(self._state.token_ids, header.write_slots, header.seq_lens, token_ids, self._state.outbox,
+                     header.turn)
         return logits, token_ids

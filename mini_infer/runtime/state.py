@@ -1,11 +1,12 @@
-"""Per-slot device tables, and the one packed upload a step that keeps them in step with the scheduler.
+"""Per-slot device tables, the one packed upload a step that keeps them in step with the scheduler, and the way back.
 
 One int32 tensor holds everything the device knows of a slot, in three column ranges:
 
     | params (16) | block_table (max_blocks) | token_ids (max_model_len + 1) |
 
 so that an admission is two runs of values (the first two ranges, then the tokens) and a new block is one. Sampled
-tokens are written to `token_ids` by the device itself and never visit the host on the way to the next step.
+tokens are written to `token_ids` by the device itself and never visit the host on the way to the next step; the host
+finds them in the outbox, which the same kernel writes.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from mini_infer.ops.inputs import scatter_runs
 NUM_PARAMS = 16
 HEADER_ROWS = 4
 ALIGN = 4  # int32s, 16 bytes: where header rows start, else Triton compiles kernels once more for rows that do not
-_RING = 4  # pinned buffers in turn: more than any pipeline depth, so none is rewritten while its copy is under way
+_RING = 4  # buffers in turn: more than any pipeline depth, so none is rewritten before it has been read
 
 
 @dataclass(frozen=True)
 class Header:
     """A step's sequences on the device, int32, a column each (views of the uploaded header)."""
 
+    turn: torch.Tensor  # [1], the row of the outbox that takes the sampled tokens
     slots: torch.Tensor  # [B]
     write_slots: torch.Tensor  # [B], the slot that receives the sampled token; the null slot when none is wanted
     seq_lens: torch.Tensor  # [B]
     cu_seqlens_q: torch.Tensor  # [B + 1]
 
 
-def header_width(num_seqs: int) -> int:
-    """Columns of the header of `num_seqs` sequences; the last ones may be unused."""
-    return -(-(num_seqs + 1) // ALIGN) * ALIGN
+def header_size(num_seqs: int) -> int:
+    """int32s of the header of `num_seqs` sequences: the turn, and rows whose last columns may be unused."""
+    return ALIGN + HEADER_ROWS * (-(-(num_seqs + 1) // ALIGN) * ALIGN)
 
 
 class SlotState:
@@ -55,14 +57,20 @@ class SlotState:
         self.block_table.fill_(num_blocks)  # the null block
         self._num_blocks_of = [0] * num_slots  # the host's mirror, to know where new blocks go
         # Header first, then the payload: the header's place never moves, so graphs can read it there.
-        capacity = HEADER_ROWS * header_width(num_slots + 1) + max(1 << 16, 2 * width)
+        capacity = header_size(num_slots + 1) + max(1 << 16, 2 * width)
         self._upload = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._pinned = [self._host_buffer(capacity) for _ in range(_RING)]
+        self.outbox = self._host_buffer(_RING * (num_slots + 1)).view(_RING, -1)
         self._turn = 0
 
     @property
     def num_bytes(self) -> int:
         return 4 * (self.table.numel() + self._upload.numel())
+
+    def outgoing(self, num_seqs: int) -> torch.Tensor:
+        """Where the host will find the tokens of the step that was uploaded last, int32 [num_seqs]; until _RING steps
+        later."""
+        return self.outbox[self._turn, :num_seqs]
 
     def upload(self, plan: StepPlan, param_rows: list[np.ndarray], num_seqs: int, num_tokens: int) -> Header:
         """Send what the plan changes: the header of its sequences, admitted slots, new blocks.
@@ -71,18 +79,20 @@ class SlotState:
         null slot, a token for each such sequence, any more to the first of them, and too few to the first ones.
         """
         runs, values = self._collect(plan, param_rows)
-        header_size = HEADER_ROWS * header_width(num_seqs)
-        size = header_size + sum(map(len, values))
+        head = header_size(num_seqs)
+        size = head + sum(map(len, values))
         host = self._next_buffer(size)[:size]
-        self._fill_header(host[:header_size].view(HEADER_ROWS, -1).numpy(), plan, num_seqs, num_tokens)
+        filled = host.numpy()
+        filled[0] = self._turn
+        self._fill_header(filled[ALIGN:head].reshape(HEADER_ROWS, -1), plan, num_seqs, num_tokens)
         if values:
-            np.concatenate(values, out=host[header_size:].numpy())
+            np.concatenate(values, out=filled[head:])
         if size <= self._upload.numel():
             self._upload[:size].copy_(host, non_blocking=True)
-            payload = self._upload[header_size:size]
+            payload = self._upload[head:size]
         else:  # many long prefix hits admitted at once: the payload gets a buffer of its own
-            self._upload[:header_size].copy_(host[:header_size], non_blocking=True)
-            payload = host[header_size:].to(self.table.device, non_blocking=True)
+            self._upload[:head].copy_(host[:head], non_blocking=True)
+            payload = host[head:].to(self.table.device, non_blocking=True)
         if runs:
             table_size = 3 * len(runs)
             scatter_runs(self.table.view(-1), payload[:table_size].view(-1, 3), payload[table_size:],
@@ -107,8 +117,9 @@ class SlotState:
 
     def header(self, num_seqs: int) -> Header:
         """The device's view of an uploaded header of `num_seqs` sequences."""
-        rows = self._upload[: HEADER_ROWS * header_width(num_seqs)].view(HEADER_ROWS, -1)
-        return Header(rows[0, :num_seqs], rows[1, :num_seqs], rows[2, :num_seqs], rows[3, : num_seqs + 1])
+        rows = self._upload[ALIGN : header_size(num_seqs)].view(HEADER_ROWS, -1)
+        return Header(self._upload[:1], rows[0, :num_seqs], rows[1, :num_seqs], rows[2, :num_seqs],
+                      rows[3, : num_seqs + 1])
 
     def _fill_header(self, header: np.ndarray, plan: StepPlan, num_seqs: int, num_tokens: int) -> None:
         count = len(plan.seqs)

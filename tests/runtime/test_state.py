@@ -65,7 +65,10 @@ def test_inputs_equal_the_plan(device: str, data: st.DataObject) -> None:
         got = list(zip(ids.tolist(), positions.tolist(), mapping.tolist()))
         assert got[: len(want)] == want
         sampled = torch.arange(7, 7 + padded, dtype=torch.int32, device=device)
-        write_tokens(state.token_ids, header.write_slots, header.seq_lens, sampled)
+        write_tokens(state.token_ids, header.write_slots, header.seq_lens, sampled, state.outbox, header.turn)
+        if device != "cpu":
+            torch.cuda.synchronize()
+        assert state.outgoing(padded).tolist() == sampled.tolist()
         for i, seq in enumerate(plan.seqs):
             computed[seq.slot] += seq.n
             if seq.sample:
@@ -91,6 +94,9 @@ def test_an_upload_beyond_the_standing_buffer(device: str) -> None:
 def test_a_failed_row_leaves_a_token_that_can_be_embedded(device: str) -> None:
     table = torch.full((3, 8), 5, dtype=torch.int32, device=device)
     index = torch.tensor([0, 1], dtype=torch.int32, device=device)
-    write_tokens(table, index, index + 2, torch.tensor([-1, 9], dtype=torch.int32, device=device))
+    outbox = torch.zeros(2, 2, dtype=torch.int32, pin_memory=device == "cuda")
+    tokens = torch.tensor([-1, 9], dtype=torch.int32, device=device)
+    write_tokens(table, index, index + 2, tokens, outbox, index[1:])
     assert table[0, 2] == 0
+    assert outbox.tolist() == [[0, 0], [-1, 9]]
     assert table[1, 3] == 9
