@@ -5,6 +5,9 @@ often a few per cent slower than another of its kernels, now and then a fifth. b
 tuned/<GPU>.json keeps those that won. An algorithm is the library's own 64 opaque bytes, which mean something to the
 version that wrote them alone: with another version, on another GPU and for shapes that are not in the table, torch
 multiplies.
+
+What is added to the residual stream may also be left in parts, a batch of products over pieces of K, for the norm that
+follows to add up (ops/stream.py): the library's own split of K has a kernel for that which does nothing else.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ signature: 10 s for the 32 kernels of a 7B model. Both leave the interpreter loc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,8 @@ class CompileAhead:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._pool = ThreadPoolExecutor(MAX_THREADS, "compile", initializer=torch.cuda.set_device, initargs=(index,))
         self._asked: dict[tuple[Any, str], Future[Any]] = {}
+        # Triton's own driver is compiled by a C compiler as well, before the first launch: most of a second.
+        self._driver = self._pool.submit(lambda: triton.runtime.driver.active)
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -41,6 +43,7 @@ class CompileAhead:
             named[fn.jit_function, compile["specialization_data"]] = None
             return True
 
+        wait([self._driver])  # had it failed, the first launch would say so
         hooks = triton.knobs.runtime
         before = hooks.jit_cache_hook
         hooks.jit_cache_hook = skip
