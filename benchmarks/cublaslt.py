@@ -144,7 +144,7 @@ def best_of(product: Product, operands: Operands, lt: CublasLt, ways: Iterable[W
     waited for: a GPU that rests in between would run at a clock that it cannot hold in a step."""
     rows, size = product.rows, product.features * product.k
     replays = max(2, round(SECONDS / max(2 * size / 4e12, 2 * rows * size / 700e12) / operands.copies))
-    plans = {way: lt.plan(in_parts(product, way[0]), Algorithm.from_hex(way[1])) for way in ways}
+    plans = {way: lt.plan(product.in_parts(way[0]), Algorithm.from_hex(way[1])) for way in ways}
     graphs: dict[Way | str, torch.cuda.CUDAGraph] = {
         way: operands.capture(rows, partial(operands.by_plan, plan, product.adds))
         for way, plan in plans.items() if plan is not None}
@@ -167,16 +167,12 @@ def may_be_left_in_parts(product: Product) -> bool:
     return product.adds and product.k > product.features
 
 
-def in_parts(product: Product, parts: int) -> Product:
-    return product if parts == 1 else replace(product, adds=False, parts=parts)
-
-
 def candidates(lt: CublasLt, product: Product) -> set[Way]:
     """What the library proposes: with workspace and without, whole and in parts."""
     found = {(1, each.hex()) for workspace in (0, MOST_WORKSPACE) for each in lt.candidates(product, workspace)}
     if may_be_left_in_parts(product):
-        found |= {(parts, each.hex()) for parts in PARTS if product.k % (8 * parts) == 0
-                  for each in lt.candidates(in_parts(product, parts), 0, 8)}
+        found |= {(parts, each.hex()) for parts in PARTS if product.k % (8 * parts) == 0  # 16 bytes
+                  for each in lt.candidates(product.in_parts(parts), workspace=0, count=8)}
     return found
 
 
@@ -193,8 +189,8 @@ def main() -> None:
     gc.freeze()
     for model in args.models.split(","):
         config = load_config(SHAPES / model)[1]
-        found = [best_of_rows(lt, kind, *rows_of(kind, config, args.rows)) for kind in tqdm(
-            [kind for kind in products_of(config, 1) if args.only is None or may_be_left_in_parts(kind)], desc=model)]
+        kinds = [kind for kind in products_of(config, 1) if args.only is None or may_be_left_in_parts(kind)]
+        found = [best_of_rows(lt, kind, *rows_of(kind, config, args.rows)) for kind in tqdm(kinds, desc=model)]
         times = [{**each, "best": [(row["rows"], row["torch_us"], row["best_us"], row["parts"])
                                    for row in each["best"]]} for each in found]
         columns = "[rows, torch us, best us, parts], with the norm that follows where it adds"
@@ -206,13 +202,13 @@ def main() -> None:
             write_table(gpu, lt.version, found)
 
 
-def rows_of(kind: Product, config: ModelConfig, only: str) -> tuple[list[int], list[int]]:
-    """The numbers of rows that graphs have for this product, and those to be measured."""
+def rows_of(kind: Product, config: ModelConfig, asked: str) -> tuple[list[int], list[int]]:
+    """The numbers of rows that graphs have for this product, and those to be measured: `asked`, or all."""
     shapes = decode_shapes(512, 1024, 8) + mixed_shapes(512, MAX_MIXED, MAX_MIXED)
     are_logits = kind.features == config.vocab_size
     ladder = sorted({shape.num_seqs if are_logits else shape.num_tokens for shape in shapes})
     ladder = [rows for rows in ladder if rows > max_skinny_rows(torch.empty(0, dtype=kind.dtype))]
-    return ladder, sorted({int(rows) for rows in only.split(",")}.intersection(ladder)) if only else ladder
+    return ladder, sorted({int(rows) for rows in asked.split(",")}.intersection(ladder)) if asked else ladder
 
 
 def best_of_rows(lt: CublasLt, kind: Product, ladder: list[int], wanted: list[int]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, dev
              make_runner: Callable[[Decoder], Runner], with_graphs: bool) -> Rehearsal:
     """Play the largest step and every step that becomes a graph on a model of few layers without weights.
 
-    Activations do not depend on the number of layers, nor do kernels: it has as many as show every attention window.
+    Activations do not depend on the number of layers, nor do kernels: it has as many as show all there are.
     Raises ConfigError when the device has no memory for such a step.
     """
     try:
@@ -52,9 +52,7 @@ def _rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, de
               make_runner: Callable[[Decoder], Runner], with_graphs: bool) -> Rehearsal:
     num_tokens = limits.largest_step
     kernels = CompileAhead(device)
-    depth = max(config.sliding_windows.index(window) for window in set(config.sliding_windows)) + 1
-    shallow = replace(config, num_layers=depth, sliding_windows=config.sliding_windows[:depth])
-    model = build_model(shallow, adapter, dtype)
+    model = build_model(shallow(config), adapter, dtype)
     model.materialize(device, num_tokens)
     before = torch.cuda.memory_allocated(device)
     runner = make_runner(model)
@@ -65,6 +63,13 @@ def _rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, de
         graphs = _peak(runner.rehearse_graphs, device)
     graphs += runner.num_graphs * config.num_layers * GRAPH_BYTES_A_LAYER
     return Rehearsal(runner_bytes, workspace, graphs if with_graphs else 0, kernels)
+
+
+def shallow(config: ModelConfig) -> ModelConfig:
+    """With the fewest layers that show every attention window, and one more: the last goes on with few tokens."""
+    windows = config.sliding_windows
+    depth = min(config.num_layers, max(windows.index(window) for window in set(windows)) + 2)
+    return replace(config, num_layers=depth, sliding_windows=windows[:depth])
 
 
 def _peak(step: Callable[[], object], device: torch.device) -> int:

@@ -18,5 +18,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, stream: Stream) -> torch.Tensor:
-        """stream [T, size] -> [T, size]. A norm that feeds a linear layer is given to that layer instead."""
+        """stream [T, size] -> [T, size]. Where one of our linear layers follows, it is given the norm instead."""
         return stream.norm(self.weight, self.eps)

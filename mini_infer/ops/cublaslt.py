@@ -65,6 +65,10 @@ class Product:
     adds: bool = False
     parts: int = 1
 
+    def in_parts(self, parts: int) -> Product:
+        """This product, left in so many parts for another kernel to add."""
+        return self if parts == 1 else replace(self, adds=False, parts=parts)
+
 
 class CublasLt:
     """The library on one device, for one stream at a time: there is one workspace. Raises OSError where it cannot be
@@ -168,10 +172,13 @@ class Plan:
         """x [rows, k] and weight [features, k], rows dense, as the product says -> `out` [rows, features], or its
         parts."""
         product = self.product
-        dtype = x.dtype if product.parts == 1 else torch.float32
+        shape: tuple[int, ...] = (product.rows, product.features)
+        dtype = x.dtype
+        if product.parts > 1:
+            assert bias is None, "parts have no bias"
+            shape, dtype = (product.parts, *shape), torch.float32
         if out is None:
-            shape = (product.rows, product.features)
-            out = x.new_empty(shape if product.parts == 1 else (product.parts, *shape), dtype=dtype)
+            out = x.new_empty(shape, dtype=dtype)
         assert weight.is_contiguous() and out.is_contiguous() and weight.dtype == x.dtype and out.dtype == dtype
         self.library.multiply(self, x, weight, bias, out)
         return out
@@ -219,6 +226,5 @@ def _table(device: torch.device) -> dict[Product, tuple[Product, Algorithm]]:
     for features, k, dtype, bias, adds, best in table["products"]:
         for rows, algorithm, parts in best:
             product = Product(rows, features, k, getattr(torch, dtype), bias, adds)
-            done = product if parts == 1 else replace(product, adds=False, parts=parts)
-            found[product] = done, Algorithm.from_hex(algorithm)
+            found[product] = product.in_parts(parts), Algorithm.from_hex(algorithm)
     return found

@@ -141,9 +141,9 @@ def write_tokens(token_ids: torch.Tensor, slots: torch.Tensor, positions: torch.
     """outbox[turn, r] = tokens[r] for the host; and token_ids[slots[r], positions[r]] = max(tokens[r], 0) for the next
     step.
 
-    token_ids: int32 [S + 1, L]; slots, positions, tokens: int32 [R]; outbox: int32 [turns, R or more], on a GPU's host
-    in pinned memory; turn: int32 [1]. A failed row (-1) becomes 0, a token that the embedding can look up: the steps
-    already in flight for that request run on and are dropped.
+    token_ids: int32 [S + 1, L]; slots, positions, tokens: int32 [R]; outbox: int32 [turns, R or more], for a GPU in
+    pinned memory of the host; turn: int32 [1]. A failed row (-1) becomes 0, a token that the embedding can look up: the
+    steps already in flight for that request run on and are dropped.
     """
     if use_triton(token_ids):
         rows = slots.shape[0]

@@ -69,7 +69,8 @@ def norm_swiglu(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: t
 
 
 def linear_add(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Add linear(x) to the stream [T, out], rounded once, in the matmul's own epilogue or with the next norm."""
+    """Add linear(x) to the stream [T, out], in the matmul's own epilogue or with the next norm: rounded once (a bias
+    beside cuBLAS apart)."""
     if weight.is_mkldnn:
         x, residual, rows = _padded(x), _padded(stream.value), x.shape[0]
         stream.value = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")[:rows]

@@ -52,7 +52,7 @@ def _rms_norm_kernel(
     x_ptr, weight_ptr, out_ptr, parts_ptr, num_rows, eps, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr,
     ROWS: tl.constexpr, PARTS: tl.constexpr, PDL: tl.constexpr,
 ):
-    """A program norms ROWS rows, to which it adds PARTS others first."""
+    """A program norms ROWS rows; to each it first adds PARTS partial sums, and stores the result in its place."""
     let_next_start(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK_DIM)

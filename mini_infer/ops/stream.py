@@ -16,6 +16,7 @@ class Stream:
     """
 
     def __init__(self, value: torch.Tensor):
+        """value [T, H], dense: from now on the stream's own, which changes in place."""
         self._value = value
         self._parts: torch.Tensor | None = None
 
@@ -25,7 +26,7 @@ class Stream:
 
     @property
     def value(self) -> torch.Tensor:
-        """[T, H]: all that has been added, rounded after each product."""
+        """[T, H]: all that has been added, rounded after each product. A later addition may change this tensor."""
         if self._parts is not None:
             self._value.copy_(self._value + self._parts.sum(0))
             self._parts = None
@@ -42,7 +43,7 @@ class Stream:
         return self._parts is not None
 
     def add_in_parts(self, parts: torch.Tensor) -> None:
-        """Add their sum, float32 [S, T, H], with the next read. The tensor given at first may be overwritten."""
+        """Add the sum of these, float32 [S, T, H], with the next read."""
         self._value, self._parts = self.value, parts
 
     def norm(self, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -23,10 +23,11 @@ class PromptLogprobs:
 
 
 class DeviceStep:
-    """What `Runner.execute` returns. All copies to the host are enqueued here, and one event marks their end.
+    """What `Runner.execute` returns. The step's own kernel writes its tokens to the host, what else is wanted is copied
+    from here, and one event marks the end of both.
 
-    `token_ids`: where the step leaves its tokens, int32 [B], on the host. `failed`: rows that are known to have failed
-    by their requests' own doing, and why.
+    `token_ids`: where the tokens will be, int32 [B], on the host; later steps write there again (SlotState.outgoing).
+    `failed`: rows that are known to have failed by their requests' own doing, and why.
     """
 
     def __init__(self, plan: StepPlan, token_ids: torch.Tensor, output: SampleOutput,
@@ -36,6 +37,7 @@ class DeviceStep:
         self._output = output
         self._prompt_logprobs = prompt_logprobs
         self._token_ids = token_ids
+        self._tokens: list[int] | None = None  # once read
         self._logprobs = [_to_host(tensor) for tensor in output.logprob_tensors]
         self._prompt_tensors = [[_to_host(tensor) for tensor in entry.logprobs] for entry in prompt_logprobs]
         self._event: torch.cuda.Event | None = None
@@ -48,19 +50,19 @@ class DeviceStep:
 
     def wait_tokens(self) -> list[int]:
         """Each row's token, as soon as the step is through. Raises RuntimeError when the device failed."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._token_ids.tolist()
+        if self._tokens is None:
+            if self._event is not None:
+                self._event.synchronize()
+            self._tokens = self._token_ids.tolist()
+        return self._tokens
 
     def result(self) -> StepResult:
         """Wait for the step. Raises DeviceLostError when the device has failed."""
-        if self._event is not None:
-            try:
-                self._event.synchronize()
-            except RuntimeError as error:  # from now on every call to the device fails
-                raise DeviceLostError("the GPU has failed") from error
+        try:
+            token_ids = self.wait_tokens()
+        except RuntimeError as error:  # from now on every call to the device fails
+            raise DeviceLostError("the GPU has failed") from error
         seqs = self._plan.seqs
-        token_ids = self._token_ids.tolist()
         failed = {i: INVALID_TOKEN_MESSAGE for i, token in enumerate(token_ids)
                   if token == INVALID_TOKEN and seqs[i].sample}
         failed |= {row: fault.reason for row, fault in self._failed.items()}

@@ -22,7 +22,7 @@ from mini_infer.ops.inputs import scatter_runs
 NUM_PARAMS = 16
 HEADER_ROWS = 4
 ALIGN = 4  # int32s, 16 bytes: where header rows start, else Triton compiles kernels once more for rows that do not
-_RING = 4  # buffers in turn: more than any pipeline depth, so none is rewritten before it has been read
+RING = 4  # buffers in turn: more than any pipeline depth, so none is rewritten before it has been read
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class SlotState:
         # Header first, then the payload: the header's place never moves, so graphs can read it there.
         capacity = header_size(num_slots + 1) + max(1 << 16, 2 * width)
         self._upload = torch.zeros(capacity, dtype=torch.int32, device=device)
-        self._pinned = [self._host_buffer(capacity) for _ in range(_RING)]
-        self.outbox = self._host_buffer(_RING * (num_slots + 1)).view(_RING, -1)
+        self._pinned = [self._host_buffer(capacity) for _ in range(RING)]
+        self.outbox = self._host_buffer(RING * (num_slots + 1)).view(RING, -1)
         self._turn = 0
 
     @property
@@ -68,8 +68,8 @@ class SlotState:
         return 4 * (self.table.numel() + self._upload.numel())
 
     def outgoing(self, num_seqs: int) -> torch.Tensor:
-        """Where the host will find the tokens of the step that was uploaded last, int32 [num_seqs]; until _RING steps
-        later."""
+        """Where the host will find the tokens of the step that was uploaded last, int32 [num_seqs], until RING steps
+        later. (Torch does not know who writes there: no step may be under way when this object goes.)"""
         return self.outbox[self._turn, :num_seqs]
 
     def upload(self, plan: StepPlan, param_rows: list[np.ndarray], num_seqs: int, num_tokens: int) -> Header:
@@ -100,7 +100,8 @@ class SlotState:
         return self.header(num_seqs)
 
     def idle_header(self, num_seqs: int, num_tokens: int) -> Header:
-        """A header of padding alone, with a token at least for each sequence. For warming up and capturing."""
+        """A header of padding alone, with a token at least for each sequence. For warming up and capturing, before any
+        step: their tokens go to the outbox too."""
         self.token_ids[self.null_slot].zero_()
         header = self.header(num_seqs)
         header.slots.fill_(self.null_slot)
@@ -161,7 +162,7 @@ class SlotState:
         return runs, [table.ravel(), *values]
 
     def _next_buffer(self, size: int) -> torch.Tensor:
-        self._turn = (self._turn + 1) % _RING
+        self._turn = (self._turn + 1) % RING
         if self._pinned[self._turn].numel() < size:
             self._pinned[self._turn] = self._host_buffer(size)
         return self._pinned[self._turn]

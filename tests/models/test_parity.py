@@ -10,6 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from mini_infer.config import BUNDLED_DRAFT_DIR, BUNDLED_MODEL_DIR
+from mini_infer.ops.linear import linear
+from mini_infer.ops.stream import Stream
 from tests.models.harness import VOCAB_SIZE, Harness, assert_parity, load, plain, save_checkpoint
 
 SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -131,6 +133,25 @@ def test_the_last_layer_leaves_out_what_nobody_asked_for(layers, tmp_path):
         for seq, n in counts.items():
             assert expected[seq].shape == (n, VOCAB_SIZE) and got[seq].shape == (1, VOCAB_SIZE)
             assert (got[seq][0] - expected[seq][-1]).abs().max() <= 1e-4
+
+
+def test_what_is_added_may_wait_in_parts(tmp_path, monkeypatch):
+    """As cuBLASLt leaves it for the next norm on a GPU, here with every product, also where the last layer goes on with
+    few rows."""
+    def leave_parts(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        whole = linear(x, weight, bias)
+        stream.add_in_parts(torch.stack([0.25 * whole, 0.75 * whole]))
+
+    reference = save_checkpoint(LlamaConfig(**SHAPE), tmp_path)
+    model = load(tmp_path)
+    whole, parts = Harness(model, 2), Harness(model, 2)
+    whole.tokens = parts.tokens = [[5, 6, 7, 8, 9], [1, 2, 3]]
+    want = whole.step({0: 5, 1: 3}, last_only=True)
+    monkeypatch.setattr("mini_infer.nn.linear.linear_add", leave_parts)
+    got = parts.step({0: 5, 1: 3}, last_only=True)
+    for seq, logits in want.items():
+        torch.testing.assert_close(got[seq], logits, atol=1e-5, rtol=1e-5)
+    assert_parity(model, reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -94,7 +94,8 @@ def argument_type(name: str, dtype: str, constants: dict[str, Any]) -> str:
     if name.removesuffix("_ptr") in ("positions", "slot_mapping", "cu_seqlens_q", "seq_lens", "slots", "block_table",
                                     "allowed"):
         return "*i32"
-    return "*fp32" if name.removesuffix("_ptr") in ("table", "rope_table", "partial", "partial_lse") else f"*{dtype}"
+    in_float32 = ("table", "rope_table", "partial", "partial_lse", "parts")
+    return "*fp32" if name.removesuffix("_ptr") in in_float32 else f"*{dtype}"
 
 
 def main() -> None:

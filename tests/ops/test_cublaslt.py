@@ -21,12 +21,12 @@ def test_tables_are_well_formed(path: Path) -> None:
     assert table_path(table["gpu"]) == path
     shapes = [tuple(entry[:5]) for entry in table["products"]]
     assert len(set(shapes)) == len(shapes)
-    for _, _, dtype, bias, adds, best in table["products"]:
+    for _, k, dtype, bias, adds, best in table["products"]:
         assert dtype == "bfloat16" and not (bias and adds)
         rows = [row for row, _, _ in best]
         assert rows == sorted(set(rows)) and min(rows, default=9) > 8
         assert all(Algorithm.from_hex(algorithm).hex() == algorithm for _, algorithm, _ in best)
-        assert all(parts == 1 or (adds and parts in (2, 4)) for _, _, parts in best)
+        assert all(parts == 1 or (adds and k % (8 * parts) == 0) for _, _, parts in best)
 
 
 def test_a_library_that_cannot_be_asked_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mini_infer.core.plan import AdmittedSlot, SeqStep, StepPlan
 from mini_infer.ops.inputs import prepare_inputs, write_tokens
 from mini_infer.protocol import SamplingParams
-from mini_infer.runtime.state import NUM_PARAMS, SlotState
+from mini_infer.runtime.state import NUM_PARAMS, RING, SlotState
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BLOCK_SIZE, NUM_BLOCKS, MAX_LEN = 8, 500, 64
@@ -100,3 +100,18 @@ def test_a_failed_row_leaves_a_token_that_can_be_embedded(device: str) -> None:
     assert table[0, 2] == 0
     assert outbox.tolist() == [[0, 0], [-1, 9]]
     assert table[1, 3] == 9
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_s_tokens_stay_until_the_ring_comes_round(device: str) -> None:
+    """More steps than there are under way may be enqueued before the first one is read."""
+    state = SlotState(2, MAX_LEN, BLOCK_SIZE, NUM_BLOCKS, torch.device(device))
+    left = []
+    for number in range(2 * RING):
+        header = state.upload(StepPlan(number, [], [step(0, number, 1)]), [], 1, 1)
+        tokens = torch.tensor([number], dtype=torch.int32, device=device)
+        write_tokens(state.token_ids, header.write_slots, header.seq_lens, tokens, state.outbox, header.turn)
+        left.append(state.outgoing(1))
+        if device != "cpu":
+            torch.cuda.synchronize()
+        assert [int(row) for row in left[-RING:]] == list(range(max(0, number - RING + 1), number + 1))
