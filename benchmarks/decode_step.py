@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from pathlib import Path
@@ -35,6 +35,7 @@ from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.sampling import SamplingNeeds, sample
 from mini_infer.ops.sampling_params import NUM_PARAM_COLUMNS
 from mini_infer.ops.skinny import SkinnyTile
+from mini_infer.runtime.compile_ahead import CompileAhead
 
 Product = tuple[int, int, bool]  # output features, K, gated
 BLOCK_SIZE = 64
@@ -64,15 +65,25 @@ def decode_batch(num_seqs: int, context: int, device: str) -> ForwardBatch:
         logit_rows=None, num_tokens=num_seqs, num_seqs=num_seqs, max_query_len=1, max_seq_len=max(1024, context))
 
 
-def capture_step(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor, torch.Tensor]]
-                 ) -> torch.cuda.CUDAGraph:
+def step_of(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor, torch.Tensor]]
+            ) -> Callable[[], torch.Tensor]:
     params = torch.zeros(batch.num_seqs, NUM_PARAM_COLUMNS, dtype=torch.int32, device="cuda")
+    return lambda: sample(model.logits(model.forward(batch, caches)), batch.slots, batch.seq_lens, params,
+                          SamplingNeeds(random=True))
 
-    def step() -> torch.Tensor:
-        logits = model.logits(model.forward(batch, caches))
-        return sample(logits, batch.slots, batch.seq_lens, params, SamplingNeeds(random=True))
 
-    step()  # compiles what has to be compiled
+def compile_variants(step: Callable[[], object], contexts: Iterable[AbstractContextManager[object]]) -> None:
+    """All of them side by side: one after the other, this would take longer than to time them."""
+    kernels = CompileAhead(torch.device("cuda"))
+    with kernels.rehearsal():
+        for context in contexts:
+            with context:
+                step()
+    kernels.wait()  # what cannot be compiled will say so when it is launched
+
+
+def capture_step(step: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -188,10 +199,12 @@ def main() -> None:
                  if name == "as chosen" or args.only in name]
         graphs: dict[str, torch.cuda.CUDAGraph] = {}
         found: dict[str, dict[str, Any]] = {}
+        step = step_of(model, batch, caches)
+        compile_variants(step, (context for _, context in asked))
         for name, context in tqdm(asked, desc=f"batch {batch_size}"):
             with context:
                 try:
-                    graphs[name] = capture_step(model, batch, caches)
+                    graphs[name] = capture_step(step)
                 except Exception as error:  # a tile that does not fit into shared memory
                     found[name] = {"error": f"{type(error).__name__}: {error}"[:120]}
         found |= {name: spread(times, 1) for name, times in time_steps(graphs).items()}
