@@ -26,6 +26,7 @@ from mini_infer.models.decoder import Decoder
 from mini_infer.models.hub import resolve
 from mini_infer.models.loader import load_model
 from mini_infer.models.registry import load_config, load_plugins
+from mini_infer.ops.dispatch import HAS_TRITON
 from mini_infer.protocol import EngineInfo
 from mini_infer.runtime.freed_memory import FreedMemory
 from mini_infer.runtime.grammar import SlotGrammars
@@ -156,14 +157,15 @@ def build_engine(config: EngineConfig, report: Callable[[str, float], None] = la
 
 
 def pick_device(name: str) -> torch.device:
-    """Raises ConfigError when a GPU is asked for and there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Raises ConfigError when a GPU is asked for and there is none, or nothing to run kernels on it with."""
     if name.startswith("cuda"):
         count = torch.cuda.device_count()
         if int(name.partition(":")[2] or 0) >= count:
             raise ConfigError(f"device={name!r} but this machine has {count} CUDA devices; use device='cpu' or 'auto'")
-    return torch.device(name)
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and not HAS_TRITON:
+        raise ConfigError(f"device={name!r}: a GPU needs Triton: pip install triton, or use device='cpu'")
+    return device
 
 
 def _block_bytes(model_config: ModelConfig, dtype: str, block_size: int) -> int:

@@ -26,8 +26,9 @@ class CompileAhead:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._pool = ThreadPoolExecutor(MAX_THREADS, "compile", initializer=torch.cuda.set_device, initargs=(index,))
         self._asked: dict[tuple[Any, str], Future[Any]] = {}
-        # Triton's own driver is compiled by a C compiler as well, before the first launch: most of a second.
-        self._driver = self._pool.submit(lambda: triton.runtime.driver.active)
+        # Before its first kernel Triton takes a second or two: it hashes itself for the cache's sake, imports the rest
+        # of its compiler, and has a C compiler make its driver, if that is not in the cache. Now nobody waits for it.
+        self._awake = self._pool.submit(_nothing_kernel.warmup, grid=(1,))
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -43,7 +44,7 @@ class CompileAhead:
             named[fn.jit_function, compile["specialization_data"]] = None
             return True
 
-        wait([self._driver])  # had it failed, the first launch would say so
+        wait([self._awake])  # had it failed, the first launch would say so
         hooks = triton.knobs.runtime
         before = hooks.jit_cache_hook
         hooks.jit_cache_hook = skip
@@ -58,6 +59,11 @@ class CompileAhead:
         """Until all is compiled that can be. False when something could not: launching it will say why, or do it."""
         self._pool.shutdown()
         return all(future.exception() is None for future in self._asked.values())
+
+
+@triton.jit
+def _nothing_kernel():
+    pass
 
 
 def _compile(kernel: Any, specialization: str) -> Any:
