@@ -141,14 +141,14 @@ def _params_of(slots_ptr, params_ptr, params_stride, row):
 def _sort_key(x):
     """uint32 in the order of the floats: negative floats have all bits flipped, the others the sign bit."""
     bits = x.to(tl.uint32, bitcast=True)
-    return tl.where(bits >> 31 != 0, ~bits, bits | 0x80000000)
+    return tl.where(bits >> 31 != 0, bits ^ 0xFFFFFFFF, bits | 0x80000000)
 
 
 @triton.jit
 def _key_value(key, SPARE_BITS: tl.constexpr):
     """The float of a key whose low bits were not searched; in a float that came from a narrower dtype they are zero.
     The key 0, that of no number, is -inf here."""
-    bits = tl.where(key >> 31 != 0, key & 0x7FFFFFFF, ~(key | ((1 << SPARE_BITS) - 1)))
+    bits = tl.where(key >> 31 != 0, key & 0x7FFFFFFF, (key | ((1 << SPARE_BITS) - 1)) ^ 0xFFFFFFFF)
     return tl.where(key == 0, float("-inf"), bits.to(tl.float32, bitcast=True))
 
 

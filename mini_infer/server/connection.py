@@ -54,8 +54,7 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         self._tell_that_client_is_gone()
         self._buffers.caught_up(self.transport)
-        self._buffers.add(-sum(self._sizes))
-        self._sizes.clear()
+        self._release()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -153,6 +152,7 @@ class Connection(HttpToolsProtocol):
         """Close when the client does, or soon. It may be sending still, and what comes after a close is answered with a
         reset, which takes away what the client has not read."""
         self._lingers = True
+        self._release()  # what came is not kept, and what comes is not either
         self.flow.resume_reading()  # or it would not be seen to close
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -196,6 +196,11 @@ class Connection(HttpToolsProtocol):
         self._no_room = self._sizes[-1] > SMALL_REQUEST and not self._buffers.has_room()
         if self._no_room:
             raise httptools.HttpParserError("no room")
+
+    def _release(self) -> None:
+        """Hold nothing of any request any more."""
+        self._buffers.add(-sum(self._sizes))
+        self._sizes.clear()
 
     def _wait(self, seconds: float) -> None:
         self._stop_waiting()

@@ -220,11 +220,13 @@ class TestBuffers:
     async def test_bodies_have_room_or_are_refused(self, small_port: int, buffers: Buffers) -> None:
         waiting = [await self.send(small_port, self.HEAD % 60_000 + b"x" * 55_000) for _ in range(2)]
         assert 110_000 < buffers.size < 112_000
+        refused = []  # whose clients do not close their side
         for head in (self.HEAD % 60_000, self.HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") +
                      b"c350\r\n" + b"x" * 50_000):  # 50,000 in hexadecimal
-            reader, _ = await self.send(small_port, head)
-            answer = await asyncio.wait_for(reader.read(), 5)
+            refused.append(await self.send(small_port, head))
+            answer = await asyncio.wait_for(refused[-1][0].read(), 5)
             assert answer.startswith(b"HTTP/1.1 429") and b"retry-after: 1" in answer and b'"buffers_full"' in answer
+            assert buffers.size < 112_000
         reader, _ = await self.send(small_port, self.HEAD % 5 + b"small")
         assert b"5 bytes" in await asyncio.wait_for(reader.readuntil(b"bytes"), 5)
         for reader, writer in waiting:
