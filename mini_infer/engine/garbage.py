@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FEW = 1_000  # frozen objects mean nothing: Python 3.12 starts with 375
 YOUNG = 10_000  # objects that a step or a request leaves, before anybody looks at them; Python's own number is 700
 
 
@@ -20,7 +21,7 @@ def settle_memory() -> None:
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """For a long run in somebody else's process: until its end collections pass over all that was there before it."""
-    if gc.get_freeze_count():  # somebody has seen to it: another such run, or whoever owns this process
+    if gc.get_freeze_count() > FEW:  # somebody has seen to it: another such run, or whoever owns this process
         yield
         return
     threshold = gc.get_threshold()
