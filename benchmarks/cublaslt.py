@@ -228,8 +228,8 @@ def write_table(gpu: str, version: int, found: list[dict[str, Any]]) -> None:
     path = table_path(gpu)
     products: dict[tuple[int, int, str, bool, bool], dict[int, tuple[str, int]]] = {}
     if path.exists() and (old := json.loads(path.read_text()))["cublaslt_version"] == version:
-        products = {tuple(product): {rows: tuple(how) for rows, *how in best}  # type: ignore[misc]
-                    for *product, best in old["products"]}
+        products = {(features, k, dtype, bias, adds): {rows: (algorithm, parts) for rows, algorithm, parts in best}
+                    for features, k, dtype, bias, adds, best in old["products"]}
     for each in found:
         best = products.setdefault((each["features"], each["k"], "bfloat16", each["bias"], each["adds"]), {})
         for row in each["best"]:
