@@ -48,7 +48,7 @@ def main() -> None:
     os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
     wanted = {"skinny": architectures}
     if any(name in architectures for name in ("9.0", "Hopper", "native")):
-        wanted |= {"swiglu": "9.0a", "attention": "9.0a"}  # instructions that only Hopper has
+        wanted |= {"swiglu": "9.0a", "attention": "9.0a", "few": "9.0a"}  # instructions that only Hopper has
     BUILD.mkdir(exist_ok=True)
     for name, architecture in wanted.items():
         build(name, architecture, home)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops import cuda_skinny, cuda_swiglu, native
+from mini_infer.ops import cuda_few, cuda_skinny, cuda_swiglu, native
 from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
@@ -105,6 +105,8 @@ def padded_rows(rows: int) -> int:
 def _skinny(x: torch.Tensor, weight: torch.Tensor, gated: bool = False) -> Callable[..., torch.Tensor] | None:
     """The kernel for few rows that takes this product, if one does."""
     if use_triton(x):
+        if blocks := cuda_few.choose_blocks(x, weight, gated):
+            return partial(cuda_few.cuda_few_matmul, blocks=blocks)
         if tile := cuda_skinny.choose_tile(x, weight, gated):
             return partial(cuda_skinny.cuda_skinny_matmul, tile=tile)
         return skinny_matmul if x.shape[0] <= max_skinny_rows(weight) else None

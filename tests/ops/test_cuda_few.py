@@ -1,0 +1,76 @@
+"""Products with 9 to 64 rows by few.cu: where it is used, and (on a GPU) what it computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mini_infer.ops.cuda_few import BLOCKS, LIBRARY, blocks_for, cuda_few_matmul
+from mini_infer.ops.epilogue import Epilogue
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize("features, k, gated, blocks", [
+    (4096, 1024, False, 2), (1024, 2048, False, 8), (3072, 1024, True, 2), (1024, 3072, False, 8),
+    (3584, 18944, False, 4), (18944, 3584, True, 1), (4608, 3584, False, 2), (64, 64, False, 1), (72, 128, False, 2)])
+def test_a_block_for_each_multiprocessor(features: int, k: int, gated: bool, blocks: int) -> None:
+    assert blocks_for(16, features, k, gated, BF16, 132) == blocks
+
+
+def test_what_the_kernel_cannot_do_is_not_chosen() -> None:
+    assert blocks_for(8, 4096, 1024, False, BF16, 132) is blocks_for(65, 4096, 1024, False, BF16, 132) is None
+    assert blocks_for(16, 4096, 1024, False, torch.float16, 132) is None
+    assert blocks_for(16, 4097, 1024, False, BF16, 132) is blocks_for(16, 4096, 1023, False, BF16, 132) is None
+    assert blocks_for(16, 4104, 1024, True, BF16, 132) is None
+
+
+def needs_the_kernel() -> None:
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("few.cu is for Hopper alone")
+    if not LIBRARY.exists():
+        pytest.skip("the CUDA kernels are not built: make build-ext")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 9, 16, 17, 31, 33, 64])
+@pytest.mark.parametrize("features, k", [(4096, 1024), (1024, 2048), (96, 72), (3584, 3584), (32, 64), (352, 8)])
+@pytest.mark.parametrize("kind", ["plain", "bias", "residual", "bias and residual", "gated", "gated, bias"])
+def test_products(rows: int, features: int, k: int, kind: str) -> None:
+    needs_the_kernel()
+    torch.manual_seed(rows)
+    gated = "gated" in kind
+    x = torch.randn(rows, 2 * k, dtype=BF16, device="cuda")[:, :k]
+    weight = torch.randn(features * (2 if gated else 1), k, dtype=BF16, device="cuda") / k**0.5
+    bias = torch.randn(len(weight), dtype=BF16, device="cuda") if "bias" in kind else None
+    residual = torch.randn(rows, features, dtype=BF16, device="cuda") if "residual" in kind else None
+    want = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    if gated:
+        gate, up = want.chunk(2, -1)
+        want = F.silu(gate) * up
+    if residual is not None:
+        want += residual.double()
+    for blocks in BLOCKS:
+        if blocks * 64 > max(k, 64):
+            continue
+        given = None if residual is None else residual.clone()
+        out = torch.full((rows + 2, features), float("nan"), dtype=BF16, device="cuda")
+        epilogue = Epilogue(bias=bias, gated=gated, residual=given)
+        got = cuda_few_matmul(x, weight, epilogue, out[1:-1] if residual is None else None, blocks)
+        assert (got.double() - want).norm() / want.norm() < 4e-3, blocks
+        if residual is None:
+            assert out[0].isnan().all() and out[-1].isnan().all()
+        assert torch.equal(got, cuda_few_matmul(
+            x, weight, Epilogue(bias=bias, gated=gated, residual=None if residual is None else residual.clone()),
+            blocks=blocks)), "the same every time"
+
+
+@pytest.mark.gpu
+def test_what_it_refuses() -> None:
+    needs_the_kernel()
+    x, weight = torch.zeros(16, 64, dtype=BF16, device="cuda"), torch.zeros(64, 64, dtype=BF16, device="cuda")
+    with pytest.raises(RuntimeError, match="blocks must be"):
+        cuda_few_matmul(x, weight, Epilogue(), blocks=3)
+    with pytest.raises(RuntimeError, match="rows must be"):
+        cuda_few_matmul(x.repeat(5, 1), weight, Epilogue())
