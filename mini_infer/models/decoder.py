@@ -32,16 +32,17 @@ class DecoderLayer(nn.Module):
 
     def forward(
         self, stream: Stream, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
-        wanted: torch.Tensor | None = None,
+        next_norm: RMSNorm | None, wanted: torch.Tensor | None = None,
     ) -> None:
         """Add this layer's two contributions to the residual stream [T, H]. With `wanted` (the last layer's are the
         batch's `logit_rows`), int32 [R], only these tokens stay in it, [R, H]: the others just leave their keys and
         values.
 
-        Each part gets its norm along, to be folded into its first matmul where that is faster.
+        Each part gets its norm along, to be folded into its first matmul where that is faster, and the norm after it
+        (of the next layer, `next_norm`), which its last matmul may begin.
         """
-        self.self_attn(stream, self.input_layernorm, batch, rope_table, kv_cache, wanted)
-        self.mlp(stream, self.post_attention_layernorm)
+        self.self_attn(stream, self.input_layernorm, self.post_attention_layernorm, batch, rope_table, kv_cache, wanted)
+        self.mlp(stream, self.post_attention_layernorm, next_norm)
 
 
 class Decoder(nn.Module):
@@ -93,9 +94,10 @@ class Decoder(nn.Module):
         """
         stream = Stream(self.embed_tokens(batch.input_ids))
         *layers, (last, last_cache) = zip(self.layers, kv_caches, strict=True)
-        for layer, kv_cache in layers:
-            layer(stream, batch, self.rope_table, kv_cache)
-        last(stream, batch, self.rope_table, last_cache, batch.logit_rows)
+        next_norms = [layer.input_layernorm for layer in self.layers[1:]]
+        for (layer, kv_cache), next_norm in zip(layers, next_norms, strict=True):
+            layer(stream, batch, self.rope_table, kv_cache, next_norm)
+        last(stream, batch, self.rope_table, last_cache, None, batch.logit_rows)
         return self.norm(stream)
 
     def logits(self, hidden: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

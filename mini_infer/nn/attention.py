@@ -34,19 +34,20 @@ class Attention(nn.Module):
         self.sliding_window = config.sliding_windows[layer]
 
     def forward(
-        self, stream: Stream, norm: RMSNorm, batch: ForwardBatch, rope_table: torch.Tensor, kv_cache: KVCache,
-        wanted: torch.Tensor | None = None,
+        self, stream: Stream, norm: RMSNorm, next_norm: RMSNorm | None, batch: ForwardBatch, rope_table: torch.Tensor,
+        kv_cache: KVCache, wanted: torch.Tensor | None = None,
     ) -> None:
         """stream [T, H] += attention(norm(stream)); with `wanted`, int32 [R], only these tokens stay in it, [R, H].
 
-        The keys and values of the step's tokens are in the cache afterwards.
+        `next_norm` reads the stream next. The keys and values of the step's tokens are in the cache afterwards.
         """
         k_cache, v_cache = kv_cache
         q_norm = self.q_norm.weight if self.q_norm is not None else None
         k_norm = self.k_norm.weight if self.k_norm is not None else None
         qkv = self.qkv_proj.of_norm(stream, norm)
         out = qkv_attention(qkv, self.num_heads, self.num_kv_heads, self.head_dim, batch, rope_table, k_cache, v_cache,
-                            self.scale, self.sliding_window, q_norm, k_norm, self.norm_eps)
+                            self.scale, self.sliding_window, q_norm, k_norm, self.norm_eps,
+                            self.qkv_proj.starts_early(len(qkv)) and self.o_proj.starts_early(len(qkv)))
         if wanted is not None:
             stream.value, out = stream.value[wanted], out[wanted]
-        self.o_proj.add_to(stream, out.flatten(1))
+        self.o_proj.add_to(stream, out.flatten(1), next_norm)

@@ -9,7 +9,7 @@ from torch import nn
 
 from mini_infer.nn.norm import RMSNorm
 from mini_infer.nn.parameter import empty_parameter
-from mini_infer.ops.linear import linear, linear_add, norm_linear, norm_swiglu, pack_weight
+from mini_infer.ops.linear import linear, linear_add, norm_linear, norm_swiglu, pack_weight, starts_early
 from mini_infer.ops.native import multiplies_one_row
 from mini_infer.ops.stream import Stream
 
@@ -31,9 +31,13 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x, self.weight_for(x), self.bias, out)
 
-    def add_to(self, stream: Stream, x: torch.Tensor) -> None:
-        """Add forward(x) to the stream [T, out_features]."""
-        linear_add(stream, x, self.weight_for(x), self.bias)
+    def add_to(self, stream: Stream, x: torch.Tensor, next_norm: RMSNorm | None) -> None:
+        """Add forward(x) to the stream [T, out_features], which `next_norm` reads next, if that is known."""
+        linear_add(stream, x, self.weight_for(x), self.bias, next_norm.weight if next_norm is not None else None)
+
+    def starts_early(self, rows: int) -> bool:
+        """Whether the matmul with so many rows starts early and lets the next kernel do so (ops/pdl.py)."""
+        return starts_early(rows, self.weight)
 
     def pack(self) -> None:
         """Once loaded, bring the weight into the form that this device multiplies with fastest: on a CPU a small one

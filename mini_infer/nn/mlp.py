@@ -20,6 +20,6 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = MergedLinear(hidden, {"gate_proj": inner, "up_proj": inner}, bias, dtype)
         self.down_proj = Linear(inner, hidden, bias, dtype)
 
-    def forward(self, stream: Stream, norm: RMSNorm) -> None:
-        """stream [T, H] += MLP(norm(stream))."""
-        self.down_proj.add_to(stream, self.gate_up_proj.swiglu_of_norm(stream, norm))
+    def forward(self, stream: Stream, norm: RMSNorm, next_norm: RMSNorm | None) -> None:
+        """stream [T, H] += MLP(norm(stream)). `next_norm` reads the stream next."""
+        self.down_proj.add_to(stream, self.gate_up_proj.swiglu_of_norm(stream, norm), next_norm)

@@ -17,7 +17,7 @@ import torch
 from mini_infer.ops.dispatch import cdiv, next_power_of_2, tl, triton
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.kv_write import cache_offset
-from mini_infer.ops.pdl import MOST_ROWS, let_next_start, pdl_options, wait_for_previous
+from mini_infer.ops.pdl import let_next_start, pdl_options, wait_for_previous
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,10 @@ def launch_split(
     scale_log2: float,
     window: int,
     from_qkv: FromQKV | None = None,
+    between_early: bool = False,
 ) -> None:
-    """q [T, Hq, D] (or, `from_qkv`, [T, Hq + 2 Hkv, D]) -> out [T, Hq, D]."""
+    """q [T, Hq, D] (or, `from_qkv`, [T, Hq + 2 Hkv, D]) -> out [T, Hq, D]. `between_early`: see
+    ops/pdl.py."""
     num_heads, head_dim = out.shape[1:]
     num_kv_heads, block_size = k_cache.shape[1:3]
     group = num_heads // num_kv_heads
@@ -98,7 +100,8 @@ def launch_split(
     longest = min(batch.max_seq_len, window) if window else batch.max_seq_len
     programs = batch.num_seqs * num_kv_heads
     small = q.element_size() == 2 and block_dim <= 128
-    one_tile = (from_qkv is not None and small and not window and batch.num_tokens <= MOST_ROWS
+    pdl = pdl_options(q, batch.num_tokens, between_early)
+    one_tile = (from_qkv is not None and small and not window and pdl["PDL"]
                 and ONE_TILE.keys <= block_size and programs * cdiv(longest, ONE_TILE.keys) <= ONE_TILE_PROGRAMS)
     if one_tile:
         split = Split(ONE_TILE.keys, ONE_TILE)
@@ -120,14 +123,14 @@ def launch_split(
         batch.block_table.stride(0), scale_log2, from_qkv.eps if from_qkv else 0.0,
         GROUP=group, KV_HEADS=num_kv_heads, DIM=head_dim, BLOCK_DIM=block_dim, BLOCK_SIZE=block_size,
         BLOCK_GROUP=block_group, REPEAT=max(1, TENSOR_CORE_ROWS // block_group), KEYS=tile.keys, WINDOW=window,
-        ONE_TILE=one_tile, FROM_QKV=from_qkv is not None, NORM=norm, **pdl_options(q, batch.num_tokens),
+        ONE_TILE=one_tile, FROM_QKV=from_qkv is not None, NORM=norm, **pdl,
         num_warps=tile.warps, num_stages=tile.stages,
     )
     if num_splits > 1:
         _merge_kernel[(batch.num_seqs, num_heads)](
             out, partial, partial_lse, batch.cu_seqlens_q, batch.seq_lens, num_splits, split_keys,
             HEADS=num_heads, DIM=head_dim, BLOCK_DIM=block_dim, WINDOW=window,
-            SPLITS=MERGE_SPLITS, **pdl_options(q, batch.num_tokens), num_warps=2,
+            SPLITS=MERGE_SPLITS, **pdl, num_warps=2,
         )
 
 

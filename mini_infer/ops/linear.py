@@ -13,6 +13,7 @@ from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
 from mini_infer.ops.epilogue import Epilogue
+from mini_infer.ops.pdl import MOST_ROWS
 from mini_infer.ops.skinny import max_skinny_rows, skinny_matmul
 from mini_infer.ops.stream import Stream
 
@@ -50,6 +51,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def norm_linear(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: torch.Tensor,
                 bias: torch.Tensor | None) -> torch.Tensor:
     """linear(rms_norm(stream)): stream [T, in], norm_weight [in] -> [T, out]; one kernel for few rows on a GPU."""
+    half = stream.half_normed(norm_weight)
+    if half and (blocks := cuda_few.choose_blocks(len(stream), weight)):
+        return cuda_few.cuda_few_matmul(half, weight, Epilogue(eps=eps, bias=bias), blocks)
     if not stream.in_parts and (multiply := _skinny(stream.value, weight)):
         return multiply(stream.value, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
     return linear(stream.norm(norm_weight, eps), weight, bias)
@@ -60,6 +64,9 @@ def norm_swiglu(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: t
     """silu_and_mul(norm_linear(stream)), weight [2I, in] being gate over up -> [T, I].
 
     One kernel for few rows on a GPU; two for more where the CUDA kernels are built."""
+    half = stream.half_normed(norm_weight)
+    if half and (blocks := cuda_few.choose_blocks(len(stream), weight, gated=True)):
+        return cuda_few.cuda_few_matmul(half, weight, Epilogue(eps=eps, bias=bias, gated=True), blocks)
     if not stream.in_parts and (multiply := _skinny(stream.value, weight, gated=True)):
         return multiply(stream.value, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
     x = stream.norm(norm_weight, eps)
@@ -68,24 +75,35 @@ def norm_swiglu(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: t
     return silu_and_mul(linear(x, weight, bias))
 
 
-def linear_add(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+def linear_add(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+               next_norm: torch.Tensor | None = None) -> None:
     """Add linear(x) to the stream [T, out], in the matmul's own epilogue or with the next norm: rounded once (a bias
-    beside cuBLAS apart)."""
+    beside cuBLAS apart). next_norm [out], if known: the weight of the norm that will read the stream next."""
     if weight.is_mkldnn:
         x, residual, rows = _padded(x), _padded(stream.value), x.shape[0]
         stream.value = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")[:rows]
+    elif use_triton(x) and (blocks := cuda_few.choose_blocks(x.shape[0], weight)):
+        half = None if next_norm is None else cuda_few.room_for_norm(stream.value, next_norm)
+        stream.value = cuda_few.cuda_few_matmul(x, weight, Epilogue(bias=bias, residual=stream.value), blocks, half=half)
+        if half is not None:
+            stream.begin_norm(half)
     elif multiply := _skinny(x, weight):
         stream.value = multiply(x, weight, Epilogue(bias=bias, residual=stream.value))
     else:
         if bias is not None:
-            stream.value += bias
+            stream.target.add_(bias)
         plan = tuned_plan(x, weight, adds=True) if x.is_cuda else None
         if plan is None:
-            stream.value.addmm_(x, weight.t())
+            stream.target.addmm_(x, weight.t())
         elif plan.product.parts > 1:
             stream.add_in_parts(plan(x, weight))
         else:
-            plan(x, weight, None, stream.value)
+            plan(x, weight, None, stream.target)
+
+
+def starts_early(rows: int, weight: torch.Tensor) -> bool:
+    """Whether the product of so many rows with this weight starts early, as does what follows (ops/pdl.py)."""
+    return rows <= MOST_ROWS or (weight.is_cuda and cuda_few.choose_blocks(rows, weight) is not None)
 
 
 def _padded(x: torch.Tensor) -> torch.Tensor:
@@ -105,8 +123,8 @@ def padded_rows(rows: int) -> int:
 def _skinny(x: torch.Tensor, weight: torch.Tensor, gated: bool = False) -> Callable[..., torch.Tensor] | None:
     """The kernel for few rows that takes this product, if one does."""
     if use_triton(x):
-        if blocks := cuda_few.choose_blocks(x, weight, gated):
-            return partial(cuda_few.cuda_few_matmul, blocks=blocks)
+        if blocks := cuda_few.choose_blocks(x.shape[0], weight, gated):
+            return lambda x, weight, epilogue, out=None: cuda_few.cuda_few_matmul(x, weight, epilogue, blocks, out)
         if tile := cuda_skinny.choose_tile(x, weight, gated):
             return partial(cuda_skinny.cuda_skinny_matmul, tile=tile)
         return skinny_matmul if x.shape[0] <= max_skinny_rows(weight) else None

@@ -23,10 +23,10 @@ from mini_infer.ops.dispatch import is_hopper, tl, triton
 MOST_ROWS = 8
 
 
-def pdl_options(tensor: torch.Tensor, num_rows: int) -> dict[str, Any]:
+def pdl_options(tensor: torch.Tensor, num_rows: int, between_early: bool = False) -> dict[str, Any]:
     """Launch options for a kernel with a constexpr `PDL` that works on `tensor`, in a step of `num_rows` tokens: on
-    where the GPU can do it and it pays, else off."""
-    if num_rows <= MOST_ROWS and tensor.is_cuda and is_hopper(tensor.device.index):
+    where the GPU can do it and it pays, else off. `between_early`: its neighbours start early with any number."""
+    if (between_early or num_rows <= MOST_ROWS) and tensor.is_cuda and is_hopper(tensor.device.index):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
 

@@ -31,16 +31,18 @@ def qkv_attention(
     q_norm: torch.Tensor | None = None,
     k_norm: torch.Tensor | None = None,
     eps: float = 1e-6,
+    between_early: bool = False,
 ) -> torch.Tensor:
     """`paged_attention` of the queries that `qkv_to_cache` makes of qkv [T, (Hq + 2 Hkv) D] -> [T, Hq, D].
 
     The arguments are those of the two; the caches hold the step's keys and values afterwards.
+    `between_early`: the matmuls before and after start early (ops/pdl.py).
     """
     if use_triton(qkv) and batch.max_query_len == 1:
         heads = qkv.view(-1, num_heads + 2 * num_kv_heads, head_dim)
         out = qkv.new_empty(batch.num_tokens, num_heads, head_dim)
         launch_split(out, heads, k_cache, v_cache, batch, scale * math.log2(math.e), sliding_window or 0,
-                     FromQKV(table, q_norm, k_norm, eps))
+                     FromQKV(table, q_norm, k_norm, eps), between_early)
         return out
     q = qkv_to_cache(qkv, num_heads, num_kv_heads, head_dim, batch.positions, batch.slot_mapping, table, k_cache,
                      v_cache, q_norm, k_norm, eps, batch.shared)

@@ -1,13 +1,16 @@
-"""Products with 9 to 64 rows by few.cu: where it is used, and (on a GPU) what it computes."""
+"""Products with few rows by few.cu: where it is used, and (on a GPU) what it computes."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops.cuda_few import BLOCKS, LIBRARY, blocks_for, cuda_few_matmul
+from mini_infer.ops.cuda_few import BLOCKS, LIBRARY, blocks_for, cuda_few_matmul, room_for_norm
 from mini_infer.ops.epilogue import Epilogue
+from mini_infer.ops.stream import HalfNormed
 
 BF16 = torch.bfloat16
 
@@ -20,7 +23,7 @@ def test_a_block_for_each_multiprocessor(features: int, k: int, gated: bool, blo
 
 
 def test_what_the_kernel_cannot_do_is_not_chosen() -> None:
-    assert blocks_for(8, 4096, 1024, False, BF16, 132) is blocks_for(65, 4096, 1024, False, BF16, 132) is None
+    assert blocks_for(0, 4096, 1024, False, BF16, 132) is blocks_for(65, 4096, 1024, False, BF16, 132) is None
     assert blocks_for(16, 4096, 1024, False, torch.float16, 132) is None
     assert blocks_for(16, 4097, 1024, False, BF16, 132) is blocks_for(16, 4096, 1023, False, BF16, 132) is None
     assert blocks_for(16, 4104, 1024, True, BF16, 132) is None
@@ -34,9 +37,11 @@ def needs_the_kernel() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 9, 16, 17, 31, 33, 64])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 16, 17, 31, 33, 64])
 @pytest.mark.parametrize("features, k", [(4096, 1024), (1024, 2048), (96, 72), (3584, 3584), (32, 64), (352, 8)])
-@pytest.mark.parametrize("kind", ["plain", "bias", "residual", "bias and residual", "gated", "gated, bias"])
+@pytest.mark.parametrize("kind", [
+    "plain", "bias", "residual", "bias and residual", "gated", "gated, bias", "norm", "norm, gated, bias",
+    "half normed", "half normed, gated, bias"])
 def test_products(rows: int, features: int, k: int, kind: str) -> None:
     needs_the_kernel()
     torch.manual_seed(rows)
@@ -45,25 +50,37 @@ def test_products(rows: int, features: int, k: int, kind: str) -> None:
     weight = torch.randn(features * (2 if gated else 1), k, dtype=BF16, device="cuda") / k**0.5
     bias = torch.randn(len(weight), dtype=BF16, device="cuda") if "bias" in kind else None
     residual = torch.randn(rows, features, dtype=BF16, device="cuda") if "residual" in kind else None
-    want = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    norm_weight = torch.rand(k, dtype=BF16, device="cuda") + 0.5 if "norm" in kind else None
+    rows_in = x.double()
+    if norm_weight is not None:
+        rows_in = rows_in * (rows_in.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * norm_weight.double()
+    want = rows_in @ weight.double().T + (0 if bias is None else bias.double())
     if gated:
         gate, up = want.chunk(2, -1)
         want = F.silu(gate) * up
     if residual is not None:
         want += residual.double()
+    half, of = "half" in kind, x
+    if half and norm_weight is not None:
+        squares = x.float().square().view(rows, -1, 8).sum(-1)
+        of = HalfNormed(norm_weight, x * norm_weight, squares)
     for blocks in BLOCKS:
         if blocks * 64 > max(k, 64):
             continue
         given = None if residual is None else residual.clone()
         out = torch.full((rows + 2, features), float("nan"), dtype=BF16, device="cuda")
-        epilogue = Epilogue(bias=bias, gated=gated, residual=given)
-        got = cuda_few_matmul(x, weight, epilogue, out[1:-1] if residual is None else None, blocks)
-        assert (got.double() - want).norm() / want.norm() < 4e-3, blocks
+        epilogue = Epilogue(norm_weight=None if half else norm_weight, eps=1e-6, bias=bias, gated=gated, residual=given)
+        begun = room_for_norm(out[1:-1], torch.rand(features, dtype=BF16, device="cuda")) if not gated else None
+        got = cuda_few_matmul(of, weight, epilogue, blocks, out[1:-1] if residual is None else None, begun)
+        assert (got.double() - want).norm() / want.norm() < 5e-3, blocks
         if residual is None:
             assert out[0].isnan().all() and out[-1].isnan().all()
         assert torch.equal(got, cuda_few_matmul(
-            x, weight, Epilogue(bias=bias, gated=gated, residual=None if residual is None else residual.clone()),
-            blocks=blocks)), "the same every time"
+            of, weight, replace(epilogue, residual=None if residual is None else residual.clone()),
+            blocks)), "the same every time"
+        if begun is not None:
+            assert torch.equal(begun.scaled, got * begun.norm_weight)
+            torch.testing.assert_close(begun.squares.sum(-1), got.float().square().sum(-1))
 
 
 @pytest.mark.gpu
@@ -71,6 +88,6 @@ def test_what_it_refuses() -> None:
     needs_the_kernel()
     x, weight = torch.zeros(16, 64, dtype=BF16, device="cuda"), torch.zeros(64, 64, dtype=BF16, device="cuda")
     with pytest.raises(RuntimeError, match="blocks must be"):
-        cuda_few_matmul(x, weight, Epilogue(), blocks=3)
+        cuda_few_matmul(x, weight, Epilogue(), 3)
     with pytest.raises(RuntimeError, match="rows must be"):
-        cuda_few_matmul(x.repeat(5, 1), weight, Epilogue())
+        cuda_few_matmul(x.repeat(5, 1), weight, Epilogue(), 1)
