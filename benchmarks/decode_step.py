@@ -1,14 +1,15 @@
 """Whole decode steps as CUDA graphs, with the tiles that the code chooses and with others in their place.
 
-    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,64,256] [--context 272] [--only 'without CUDA'] [--write]
+    python -m benchmarks.decode_step MODEL_DIR [--batches 1,8,16,32,64,256] [--context 272] [--only few.cu] [--write]
 
 What a kernel takes alone says little about a step in which kernels start before the ones before them have ended, so
 tiles are compared here, one product (or attention) changed at a time; where the CUDA kernels are built (make
 build-ext), also steps without them, and each of their tiles. Needs a GPU and a directory with a config.json; the
 weights are random. All variants of a batch size take turns, ten replays at a time, so that a GPU that warms up or slows
 down does so for all of them; told are the median of six turns and their extremes. One and the same step of 256 rows
-still differs by 1 %. Writes results/decode_step.json; with --write, tiles of batches 1 and 8 that made a step shorter
-by MIN_GAIN go to mini_infer/ops/tuned/skinny.json. (Each was measured alone: measure again with all of them.)
+still differs by 1 %. Writes results/decode_step.json; with --write, the one change that made a step shortest, if by
+MIN_GAIN, goes to a table of mini_infer/ops/tuned: tiles of batches 1 and 8 to skinny.json, blocks of few.cu to
+few.json. Run again, it looks for the next.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.common import RESULTS, spread, write_result
 from mini_infer.models.decoder import Decoder
 from mini_infer.models.loader import build_model
 from mini_infer.models.registry import load_config
-from mini_infer.ops import attention_split, cuda_skinny, cuda_swiglu, skinny
+from mini_infer.ops import attention_split, cuda_few, cuda_swiglu, skinny
 from mini_infer.ops.attention_split import Tile
 from mini_infer.ops.inputs import ForwardBatch
 from mini_infer.ops.sampling import SamplingNeeds, sample
@@ -40,7 +41,7 @@ from mini_infer.runtime.compile_ahead import CompileAhead
 Product = tuple[int, int, bool]  # output features, K, gated
 BLOCK_SIZE = 64
 REPLAYS, TURNS = 10, 6
-MIN_GAIN = 1.01
+MIN_GAIN = 1.005
 FEW_ROWS = [SkinnyTile(*shape) for shape in (
     (16, 512, 4, 3), (32, 512, 4, 3), (16, 1024, 4, 3), (16, 1024, 8, 3), (16, 1024, 4, 1), (32, 1024, 4, 1),
     (16, 2048, 8, 1), (16, 256, 2, 3), (16, 256, 2, 4), (16, 128, 1, 4))]
@@ -109,15 +110,11 @@ def time_steps(graphs: dict[str, torch.cuda.CUDAGraph]) -> dict[str, list[float]
 def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractContextManager[object]]]:
     """What is compared: a name, and a context in which it is so."""
     yield "as chosen", nullcontext()
-    if 1 < batch_size <= cuda_skinny.MOST_ROWS and cuda_skinny.LIBRARY.exists():
-        yield "without CUDA", mock.patch.object(cuda_skinny, "tile_for", lambda *product: None)
-        in_cuda = cuda_skinny.tile_for
-        for features, k, gated in products(model):
-            now = in_cuda(batch_size, features, k, gated, torch.bfloat16)
-            for other in [None, *(tile for tile in cuda_skinny.TILES if tile.can_gate or not gated)]:
-                if other != now:
-                    yield f"{features} x {k}: {other}", mock.patch.object(
-                        cuda_skinny, "tile_for", instead(in_cuda, (features, k, gated, torch.bfloat16), other))
+    if cuda_few.FEWEST_ROWS <= batch_size <= cuda_few.MOST_ROWS and cuda_few.LIBRARY.exists():
+        yield "without few.cu", mock.patch.object(cuda_few, "blocks_for", lambda *product: None)
+    few = cuda_few.blocks_for
+    for name, (product, blocks) in few_variants(products(model), batch_size).items():
+        yield name, mock.patch.object(cuda_few, "blocks_for", instead(few, product, blocks or None))
     if batch_size >= cuda_swiglu.FEWEST_ROWS and cuda_swiglu.LIBRARY.exists():
         yield "gate and up by cuBLAS", mock.patch.object(cuda_swiglu, "choose_tile", lambda *operands: None)
     chosen = skinny.choose_tile
@@ -129,29 +126,48 @@ def variants(model: Decoder, batch_size: int) -> Iterator[tuple[str, AbstractCon
             SMALL_TILE=Tile(*shape))
 
 
-def skinny_variants(of: list[Product], batch_size: int) -> dict[str, tuple[Product, SkinnyTile]]:
+def skinny_variants(of: list[Product], batch_size: int) -> dict[str, tuple[Product, SkinnyTile | int]]:
     """Other tiles of the Triton kernels for few rows: names, products, tiles."""
     tiles = ONE_ROW if batch_size == 1 else FEW_ROWS if batch_size <= skinny.MOST_FEW_ROWS else []
     return {f"{product[0]} x {product[1]}: {tile}": (product, tile) for product in of for tile in tiles
             if in_triton(batch_size, *product) and tile != skinny.choose_tile(batch_size, *product)}
 
 
-def write_table(path: Path, gpu: str, medians: dict[str, float], of: list[Product], batch_size: int) -> list[str]:
-    """Put each product's fastest tile into the table if its step is shorter by MIN_GAIN; returns their names."""
-    table = json.loads(path.read_text())
-    tiles = {tuple(product): tile for *product, tile in table["tiles"]}
-    variants = skinny_variants(of, batch_size)
-    written = []
-    for product in of:
-        times = {name: medians[name] for name, (which, _) in variants.items() if which == product and name in medians}
-        if times and medians["as chosen"] / min(times.values()) >= MIN_GAIN:
-            written.append(min(times, key=times.__getitem__))
-            tiles[(*product, batch_size)] = astuple(variants[written[-1]][1])
-    lines = ",\n".join(json.dumps([*product, tile]) for product, tile in tiles.items())
+def few_variants(of: list[Product], batch_size: int) -> dict[str, tuple[Product, SkinnyTile | int]]:
+    """Other numbers of blocks for few.cu, 0 where it is not to multiply: names, products, blocks."""
+    if not cuda_few.FEWEST_ROWS <= batch_size <= cuda_few.MOST_ROWS or not cuda_few.LIBRARY.exists():
+        return {}
+    return {f"{features} x {k}: {blocks} blocks" if blocks else f"{features} x {k}: no few.cu":
+            ((features, k, gated), blocks)
+            for features, k, gated in of for blocks in (0, *cuda_few.BLOCKS)
+            if blocks * cuda_few.SPAN <= k and blocks != (blocks_chosen(batch_size, features, k, gated) or 0)}
+
+
+def blocks_chosen(batch_size: int, features: int, k: int, gated: bool) -> int | None:
+    """Those of few.cu, if it multiplies."""
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    return cuda_few.blocks_for(batch_size, features, k, gated, torch.bfloat16, multiprocessors)
+
+
+def write_table(folder: Path, gpu: str, medians: dict[str, float], of: list[Product], batch_size: int) -> str | None:
+    """Put the one change that made the step shortest into its table, if it is shorter by MIN_GAIN; returns its name."""
+    tiles = skinny_variants(of, batch_size) if batch_size in (1, skinny.MOST_FEW_ROWS) else {}
+    blocks = few_variants(of, batch_size) if batch_size in cuda_few.ROWS else {}
+    times = {name: medians[name] for name in (*tiles, *blocks) if name in medians}
+    if not times or medians["as chosen"] / min(times.values()) < MIN_GAIN:
+        return None
+    best = min(times, key=times.__getitem__)
+    product, change = (tiles | blocks)[best]
+    path, key = (skinny.TABLE, "tiles") if isinstance(change, SkinnyTile) else (cuda_few.TABLE, "blocks")
+    table = json.loads((folder / path.name).read_text())
+    entries = {tuple(product): entry for *product, entry in table[key]}
+    entries[(*product, batch_size)] = astuple(change) if isinstance(change, SkinnyTile) else change
+    lines = ",\n".join(json.dumps([*product, entry]) for product, entry in entries.items())
     columns = json.dumps(table["columns"])
-    path.write_text(f'{{"gpu": {json.dumps(gpu)}, "columns": {columns}, "tiles": [\n{lines}]}}\n')
+    (folder / path.name).write_text(f'{{"gpu": {json.dumps(gpu)}, "columns": {columns}, "{key}": [\n{lines}]}}\n')
     skinny.measured_tiles.cache_clear()
-    return written
+    cuda_few.measured_blocks.cache_clear()
+    return best
 
 
 def products(model: Decoder) -> list[Product]:
@@ -165,20 +181,19 @@ def products(model: Decoder) -> list[Product]:
 
 def in_triton(batch_size: int, features: int, k: int, gated: bool) -> bool:
     """Whether the CUDA kernel leaves the product to Triton's."""
-    return not cuda_skinny.LIBRARY.exists() or \
-        cuda_skinny.tile_for(batch_size, features, k, gated, torch.bfloat16) is None
+    return not cuda_few.LIBRARY.exists() or blocks_chosen(batch_size, features, k, gated) is None
 
 
 def instead(chosen: Callable[..., Any], product: tuple[Any, ...], tile: Any) -> Callable[..., Any]:
     """The function that chooses tiles, with another for one product."""
-    return lambda rows, *of: tile if of == product else chosen(rows, *of)
+    return lambda rows, *of: tile if of[:3] == product else chosen(rows, *of)
 
 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--batches", default="1,8,64,256")
+    parser.add_argument("--batches", default="1,8,16,32,64,256")
     parser.add_argument("--context", type=int, default=272)
     parser.add_argument("--only", default="", help="beside what is chosen, variants whose names contain this")
     parser.add_argument("--write", action="store_true", help="keep tiles that won in mini_infer/ops/tuned")
@@ -208,10 +223,10 @@ def main() -> None:
                 except Exception as error:  # a tile that does not fit into shared memory
                     found[name] = {"error": f"{type(error).__name__}: {error}"[:120]}
         found |= {name: spread(times, 1) for name, times in time_steps(graphs).items()}
-        if args.write and batch_size in (1, skinny.MOST_FEW_ROWS):
+        if args.write:
             medians = {name: row["median"] for name, row in found.items() if "median" in row}
-            won = write_table(skinny.TABLE, torch.cuda.get_device_name(), medians, products(model), batch_size)
-            print("\n".join(["in the table now:", *won]) if won else "nothing for the table")
+            won = write_table(skinny.TABLE.parent, torch.cuda.get_device_name(), medians, products(model), batch_size)
+            print(f"in the table now: {won}" if won else "nothing for the table")
         for name, microseconds in found.items():
             rows.append({"model": Path(args.model).name, "batch": batch_size, "context": args.context, "variant": name,
                          "microseconds": microseconds})

@@ -3,8 +3,8 @@
     python -m benchmarks.skinny [--rows 1,2,4,8,16,32]
 
 Needs a GPU. Each timing is the median of graph replays over enough copies of the weight to leave the L2 cache cold.
-`floor` is the time of the weight's bytes at the measured copy bandwidth; `cuda` is the CUDA kernel with its fastest
-tile, where it is built (make build-ext), and `!` marks where ops/cuda_skinny.py chooses it. Writes results/skinny.json.
+`floor` is the time of the weight's bytes at the measured copy bandwidth; `cuda` is few.cu with the fastest number of
+blocks, where it is built (make build-ext), and `!` marks where ops/cuda_few.py chooses it. Writes results/skinny.json.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from benchmarks.common import write_result
 from mini_infer.bench.gpu_time import graph_time
-from mini_infer.ops import cuda_skinny
+from mini_infer.ops import cuda_few
 from mini_infer.ops.activation import silu_and_mul
-from mini_infer.ops.cuda_skinny import cuda_skinny_matmul
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
 from mini_infer.ops.skinny import SkinnyTile, choose_tile, skinny_matmul
@@ -62,12 +61,12 @@ def main() -> None:
                            for tile in dict.fromkeys([chosen, *candidates(m)])}
                 best = min(timings, key=timings.__getitem__)
                 entry |= dict(ours_us=timings[chosen], best_us=timings[best], best=str(best))
-            if m <= cuda_skinny.MOST_ROWS and cuda_skinny.LIBRARY.exists():
-                timings = {tile: 1e6 * graph_time(partial(cuda_product, x, weights, epilogue, tile), copies)
-                           for tile in cuda_skinny.TILES if tile.can_gate or not gated}
-                best = min(timings, key=timings.__getitem__)
-                entry |= dict(cuda_us=timings[best], cuda_best=str(best),
-                              cuda_chosen=str(cuda_skinny.tile_for(m, n, k, gated, dtype)))
+            if m <= cuda_few.MOST_ROWS and cuda_few.LIBRARY.exists():
+                times = {blocks: 1e6 * graph_time(partial(cuda_product, x, weights, epilogue, blocks), copies)
+                         for blocks in cuda_few.BLOCKS}
+                fastest = min(times, key=times.__getitem__)
+                entry |= dict(cuda_us=times[fastest], cuda_best=f"{fastest} blocks",
+                              cuda_chosen=str(cuda_few.choose_blocks(m, weights[0], gated)))
             results.append(entry)
     print(f"{'model':<14}{'product':<9}{'m':>4}{'floor':>8}{'library':>9}{'ours':>8}{'best':>8}{'cuda':>8}  best tiles")
     for e in results:
@@ -92,9 +91,9 @@ def our_product(x: torch.Tensor, weights: list[torch.Tensor], epilogue: Epilogue
     return skinny_matmul(x, weights[i], epilogue, tile=tile)
 
 
-def cuda_product(x: torch.Tensor, weights: list[torch.Tensor], epilogue: Epilogue, tile: cuda_skinny.CudaTile,
+def cuda_product(x: torch.Tensor, weights: list[torch.Tensor], epilogue: Epilogue, blocks: int,
                  i: int) -> torch.Tensor:
-    return cuda_skinny_matmul(x, weights[i], epilogue, tile=tile)
+    return cuda_few.cuda_few_matmul(x, weights[i], epilogue, blocks=blocks)
 
 
 def candidates(rows: int) -> list[SkinnyTile]:

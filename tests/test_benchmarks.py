@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from benchmarks.gpu_charts import DRAWINGS, TABLES
 from mini_infer.bench import kernels
 from mini_infer.bench.gpu_time import Ceilings
 from mini_infer.config import ConfigError
-from mini_infer.ops import skinny
+from mini_infer.ops import cuda_few, skinny
 from tests.tiny import write_checkpoint
 
 
@@ -292,8 +293,23 @@ def test_sides_take_turns() -> None:
 PRODUCTS = [(14336, 4096, True), (4096, 14336, False)]
 
 
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Copies of the tuned tables, which decode_step may write."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=132))
+    caches = (skinny.measured_tiles, cuda_few.measured_blocks)
+    for module in (skinny, cuda_few):
+        monkeypatch.setattr(cuda_few, "LIBRARY", tmp_path / "not built")
+        copy = tmp_path / module.TABLE.name
+        copy.write_text(module.TABLE.read_text())
+        monkeypatch.setattr(module, "TABLE", copy)
+    yield tmp_path
+    for cache in caches:
+        cache.cache_clear()
+
+
 @pytest.mark.parametrize("rows", [1, 8])
-def test_decode_step_compares_what_it_says(rows: int) -> None:
+def test_decode_step_compares_what_it_says(tables: Path, rows: int) -> None:
     variants = decode_step.skinny_variants(PRODUCTS, rows)
     assert len(variants) > 10
     for product, tile in variants.values():
@@ -303,18 +319,32 @@ def test_decode_step_compares_what_it_says(rows: int) -> None:
         assert choose(rows, *other) == skinny.choose_tile(rows, *other)
 
 
-def test_decode_step_keeps_what_won(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    table = tmp_path / "skinny.json"
-    table.write_text(skinny.TABLE.read_text())
-    before = skinny.measured_tiles()
-    variants = decode_step.skinny_variants(PRODUCTS, 8)
-    best, close = (next(name for name, (which, _) in variants.items() if which == product) for product in PRODUCTS)
-    medians = {"as chosen": 4000.0, **dict.fromkeys(variants, 4100.0), best: 3900.0, close: 3990.0}
-    monkeypatch.setattr(skinny, "TABLE", table)
-    try:
-        assert decode_step.write_table(table, "a GPU", medians, PRODUCTS, 8) == [best]
-        assert skinny.measured_tiles() == {**before, (*PRODUCTS[0], 8): variants[best][1]}
-        assert skinny.choose_tile(3, *PRODUCTS[0]) == variants[best][1]
-        assert json.loads(table.read_text())["gpu"] == "a GPU"
-    finally:
-        skinny.measured_tiles.cache_clear()
+def test_decode_step_keeps_what_won(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one change that shortened the step most, in its table."""
+    library = tables / "few.so"
+    library.touch()
+    monkeypatch.setattr(cuda_few, "LIBRARY", library)
+    before, blocks_before = skinny.measured_tiles(), cuda_few.measured_blocks()
+    tiles, blocks = decode_step.skinny_variants(PRODUCTS, 8), decode_step.few_variants(PRODUCTS, 8)
+    product, best = next((product, name) for name, (product, _) in tiles.items())
+    medians = {"as chosen": 4000.0, **dict.fromkeys((*tiles, *blocks), 3990.0), best: 3900.0}
+    assert decode_step.write_table(tables, "a GPU", medians, PRODUCTS, 8) == best
+    assert skinny.measured_tiles() == {**before, (*product, 8): tiles[best][1]}
+    assert skinny.choose_tile(3, *product) == tiles[best][1]
+    assert json.loads(skinny.TABLE.read_text())["gpu"] == "a GPU"
+    medians[best], won = 3990.0, next(name for name, (which, each) in blocks.items() if which == product and each == 4)
+    assert decode_step.write_table(tables, "a GPU", medians, PRODUCTS, 8) is None, "within the noise"
+    assert decode_step.write_table(tables, "a GPU", medians | {won: 3950.0}, PRODUCTS, 8) == won
+    assert cuda_few.measured_blocks() == {**blocks_before, (*product, 8): 4}
+    assert cuda_few.blocks_for(7, *product, torch.bfloat16, 132) == 4
+
+
+def test_decode_step_tries_all_numbers_of_blocks(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not decode_step.few_variants(PRODUCTS, 8), "it is not built"
+    monkeypatch.setattr(cuda_few, "LIBRARY", tables)
+    for rows in cuda_few.ROWS:
+        for product in PRODUCTS:
+            tried = {blocks for which, blocks in decode_step.few_variants(PRODUCTS, rows).values() if which == product}
+            chosen = cuda_few.blocks_for(rows, *product, torch.bfloat16, 132) or 0
+            assert tried == {0, *cuda_few.BLOCKS} - {chosen}
+    assert not decode_step.few_variants(PRODUCTS, 1) and not decode_step.few_variants(PRODUCTS, 65)

@@ -37,6 +37,17 @@ class Split:
     tile: Tile
 
 
+@dataclass(frozen=True)
+class EarlySplit:
+    """Where programs that start early are given so many keys: by the longest context, and how many programs there are
+    anyhow."""
+
+    longest: int
+    fewest: int
+    most: int
+    keys: int
+
+
 MANY = 1 << 30
 TENSOR_CORE_ROWS = 16  # that they take at a time; a KV head's query heads are repeated to fill them
 # Bytes of an element and head_dim rounded up to a power of two, to what fits an H200's shared memory.
@@ -61,6 +72,9 @@ SPLITS = (
     (WHOLE, ((16, 128, False), (64, 256, False), (255, 512, False), (1400, WHOLE, False), (MANY, WHOLE, True))),
     (MANY, ((16, 128, False), (64, 512, True), (MANY, 1024, False))),
 )
+# A program that starts early goes where the kernel before leaves room, so some multiprocessors get two and others none;
+# more and shorter programs even that out (benchmarks/LOG.md, 99).
+EARLY = EarlySplit(longest=1024, fewest=65, most=256, keys=128)
 MOST_SPLITS = 32  # of one sequence, where the table would cut a very long one into more than that
 # Where kernels start early (ops/pdl.py), and while the step's longest context makes no more programs than this, each
 # has a single tile, all of it loaded at once.
@@ -107,7 +121,7 @@ def launch_split(
         split = Split(ONE_TILE.keys, ONE_TILE)
     else:  # beside chunks one tile does: no more kernels to compile
         split = choose_split(programs, longest, SPLIT_TILES[q.element_size(), block_dim],
-                             SMALL_TILE if small and from_qkv else None)
+                             SMALL_TILE if small and from_qkv else None, pdl["PDL"])
     tile, split_keys = split.tile, split.keys
     num_splits = max(1, cdiv(longest, split_keys))
     # Sequences that fit one split write `out` directly, so that the scratch is only used by those that do not.
@@ -134,8 +148,10 @@ def launch_split(
         )
 
 
-def choose_split(programs: int, longest: int, tile: Tile, small_tile: Tile | None) -> Split:
+def choose_split(programs: int, longest: int, tile: Tile, small_tile: Tile | None, starts_early: bool = False) -> Split:
     """The table's choice; `small_tile`, if there is one, where the table says so."""
+    if starts_early and longest <= EARLY.longest and EARLY.fewest <= programs <= EARLY.most:
+        return Split(EARLY.keys, tile)
     rows = next(rows for most, rows in SPLITS if longest <= most)
     keys, use_small = next((keys, use_small) for most, keys, use_small in rows if programs <= most)
     if programs > 16:

@@ -1,8 +1,8 @@
 """`make build-ext`: compiles the CUDA kernels that are optional (ops/cuda) for the GPU that is here.
 
 Needs a torch with CUDA, the CUDA toolkit (CUDA_HOME, or where nvcc is), ninja and a C++ compiler. TORCH_CUDA_ARCH_LIST
-names other GPUs than the one that is here ("9.0;10.0"). Two of the kernels are for Hopper alone and need a toolkit of
-12.5 or later. To do without the kernels again, delete ops/cuda/build.
+says that it is for another GPU than the one that is here; they are for Hopper alone ("9.0") and need a toolkit of 12.5
+or later. To do without the kernels again, delete ops/cuda/build.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from mini_infer.ops.cuda_library import BUILD, library_path, source_path
+from mini_infer.ops.cuda_library import BUILD, NAMES, library_path, source_path
 
 
 def toolkit() -> Path | None:
@@ -41,17 +41,14 @@ def main() -> None:
     if not architectures:
         if not torch.cuda.is_available():
             sys.exit("build-ext: no GPU here; TORCH_CUDA_ARCH_LIST=9.0 builds for one elsewhere")
-        capability = torch.cuda.get_device_capability()
-        if capability < (9, 0):
-            sys.exit(f"build-ext: {torch.cuda.get_device_name()} cannot run these kernels: they need Hopper or later")
-        architectures = "{}.{}+PTX".format(*capability)  # which a later GPU's driver compiles for itself
+        if torch.cuda.get_device_capability() != (9, 0):
+            sys.exit(f"build-ext: {torch.cuda.get_device_name()} cannot run these kernels: they are for Hopper")
+    elif not any(name in architectures for name in ("9.0", "Hopper", "native")):
+        sys.exit(f"build-ext: these kernels are for Hopper (9.0), not for TORCH_CUDA_ARCH_LIST={architectures}")
     os.environ["CUDA_HOME"] = str(home)  # torch reads it when cpp_extension is imported
-    wanted = {"skinny": architectures}
-    if any(name in architectures for name in ("9.0", "Hopper", "native")):
-        wanted |= {"swiglu": "9.0a", "attention": "9.0a", "few": "9.0a"}  # instructions that only Hopper has
     BUILD.mkdir(exist_ok=True)
-    for name, architecture in wanted.items():
-        build(name, architecture, home)
+    for name in NAMES:
+        build(name, "9.0a", home)  # with instructions that only Hopper has
 
 
 def build(name: str, architecture: str, home: Path) -> None:

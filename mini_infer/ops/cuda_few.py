@@ -6,6 +6,7 @@ Optional: `make build-ext` compiles it (ops/build_cuda.py), for Hopper alone. El
 from __future__ import annotations
 
 import ctypes
+import json
 from functools import cache
 from pathlib import Path
 
@@ -22,20 +23,42 @@ LIBRARY = library_path("few")
 _ARGTYPES = (ctypes.c_int, ctypes.c_bool, ctypes.c_bool, *[ctypes.c_void_p] * 4, ctypes.c_bool, *[ctypes.c_int] * 3,
              ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_float, *[ctypes.c_void_p] * 3, ctypes.c_bool,
              ctypes.c_void_p)
-FEWEST_ROWS, MOST_ROWS = 1, 64
+FEWEST_ROWS, MOST_ROWS = 2, 64  # where it is chosen; it can do one
+ROWS = (8, 16, 32, 64)  # of x that there are kernels for
 FEATURES, SPAN = 64, 64  # rows of the weight that a cluster multiplies, and what of K at a time
 BLOCKS = (1, 2, 4, 8)  # of a cluster
+SMALL = 1 << 23  # weights, up to which reading them takes no longer than starting
+# Blocks that beat the rule below (0: other kernels do), by the product's (features, K, gated) and rows at most.
+TABLE = Path(__file__).parent / "tuned" / "few.json"
 
 
 def blocks_for(rows: int, features: int, k: int, gated: bool, dtype: torch.dtype, multiprocessors: int) -> int | None:
-    """How many blocks share a sum: so many that there is one for each multiprocessor; None where it is not used."""
+    """How many blocks share a sum; None where it is not used. By the table, which `python -m benchmarks.decode_step
+    --write` fills, else where it made most steps shorter (benchmarks/LOG.md, 99): products of up to 16 rows, and of
+    small weights."""
     if dtype != torch.bfloat16 or not FEWEST_ROWS <= rows <= MOST_ROWS:
         return None
     if k % 8 or features % (FEATURES // 2 if gated else 8):
         return None
+    if (blocks := measured_blocks().get((features, k, gated, next(most for most in ROWS if rows <= most)))) is not None:
+        return blocks or None
+    is_small = features * k * (2 if gated else 1) <= SMALL
+    if features >= 1 << 16 or not (is_small and not gated if rows <= 8 else is_small or rows <= 16):
+        return None
+    return enough_blocks(features, k, gated, multiprocessors)
+
+
+def enough_blocks(features: int, k: int, gated: bool, multiprocessors: int) -> int:
+    """So many that there is a block for each multiprocessor, or as many as there can be."""
     clusters = cdiv(features, FEATURES // 2 if gated else FEATURES)
-    enough = [blocks for blocks in BLOCKS if clusters * blocks >= 0.9 * multiprocessors or blocks == BLOCKS[-1]]
-    return next((blocks for blocks in reversed(BLOCKS) if blocks <= enough[0] and blocks * SPAN <= k), None)
+    possible = [blocks for blocks in BLOCKS if blocks == 1 or blocks * SPAN <= k]
+    return next((blocks for blocks in possible if clusters * blocks >= 0.9 * multiprocessors), possible[-1])
+
+
+@cache
+def measured_blocks() -> dict[tuple[int, int, bool, int], int]:
+    """The table."""
+    return {tuple(product): blocks for *product, blocks in json.loads(TABLE.read_text())["blocks"]}
 
 
 def choose_blocks(rows: int, weight: torch.Tensor, gated: bool = False) -> int | None:
@@ -56,8 +79,8 @@ def room_for_norm(value: torch.Tensor, norm_weight: torch.Tensor) -> HalfNormed:
     return HalfNormed(norm_weight, torch.empty_like(value), squares)
 
 
-def cuda_few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue: Epilogue, blocks: int,
-                    out: torch.Tensor | None = None, half: HalfNormed | None = None) -> torch.Tensor:
+def cuda_few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue: Epilogue,
+                    out: torch.Tensor | None = None, *, blocks: int, half: HalfNormed | None = None) -> torch.Tensor:
     """x [M, K] (M at most 64, rows contiguous) times weight [N, K] (or [2N, K], gated) transposed -> [M, N].
 
     All bfloat16; K, N (gated: N / 4) and the distance of x's rows multiples of 8; all begin at multiples of 16 bytes.

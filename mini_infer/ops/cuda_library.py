@@ -13,6 +13,7 @@ import torch
 
 SOURCES = Path(__file__).parent / "cuda"
 BUILD = SOURCES / "build"
+NAMES = ("few", "swiglu", "attention")
 
 
 def source_path(name: str) -> Path:
@@ -44,7 +45,7 @@ def load(library: Path, name: str, argtypes: tuple[Any, ...]) -> Callable[..., b
 
 def is_built() -> bool:
     """Whether all of them are."""
-    return all(library_path(source.stem).exists() for source in SOURCES.glob("*.cu"))
+    return all(library_path(name).exists() for name in NAMES)
 
 
 @cache

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops import cuda_few, cuda_skinny, cuda_swiglu, native
+from mini_infer.ops import cuda_few, cuda_swiglu, native
 from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.cublaslt import tuned_plan
 from mini_infer.ops.dispatch import use_triton
@@ -53,7 +53,7 @@ def norm_linear(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: t
     """linear(rms_norm(stream)): stream [T, in], norm_weight [in] -> [T, out]; one kernel for few rows on a GPU."""
     half = stream.half_normed(norm_weight)
     if half and (blocks := cuda_few.choose_blocks(len(stream), weight)):
-        return cuda_few.cuda_few_matmul(half, weight, Epilogue(eps=eps, bias=bias), blocks)
+        return cuda_few.cuda_few_matmul(half, weight, Epilogue(eps=eps, bias=bias), blocks=blocks)
     if not stream.in_parts and (multiply := _skinny(stream.value, weight)):
         return multiply(stream.value, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias))
     return linear(stream.norm(norm_weight, eps), weight, bias)
@@ -66,7 +66,7 @@ def norm_swiglu(stream: Stream, norm_weight: torch.Tensor, eps: float, weight: t
     One kernel for few rows on a GPU; two for more where the CUDA kernels are built."""
     half = stream.half_normed(norm_weight)
     if half and (blocks := cuda_few.choose_blocks(len(stream), weight, gated=True)):
-        return cuda_few.cuda_few_matmul(half, weight, Epilogue(eps=eps, bias=bias, gated=True), blocks)
+        return cuda_few.cuda_few_matmul(half, weight, Epilogue(eps=eps, bias=bias, gated=True), blocks=blocks)
     if not stream.in_parts and (multiply := _skinny(stream.value, weight, gated=True)):
         return multiply(stream.value, weight, Epilogue(norm_weight=norm_weight, eps=eps, bias=bias, gated=True))
     x = stream.norm(norm_weight, eps)
@@ -84,7 +84,8 @@ def linear_add(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torc
         stream.value = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")[:rows]
     elif use_triton(x) and (blocks := cuda_few.choose_blocks(x.shape[0], weight)):
         half = None if next_norm is None else cuda_few.room_for_norm(stream.value, next_norm)
-        stream.value = cuda_few.cuda_few_matmul(x, weight, Epilogue(bias=bias, residual=stream.value), blocks, half=half)
+        epilogue = Epilogue(bias=bias, residual=stream.value)
+        stream.value = cuda_few.cuda_few_matmul(x, weight, epilogue, blocks=blocks, half=half)
         if half is not None:
             stream.begin_norm(half)
     elif multiply := _skinny(x, weight):
@@ -124,9 +125,7 @@ def _skinny(x: torch.Tensor, weight: torch.Tensor, gated: bool = False) -> Calla
     """The kernel for few rows that takes this product, if one does."""
     if use_triton(x):
         if blocks := cuda_few.choose_blocks(x.shape[0], weight, gated):
-            return lambda x, weight, epilogue, out=None: cuda_few.cuda_few_matmul(x, weight, epilogue, blocks, out)
-        if tile := cuda_skinny.choose_tile(x, weight, gated):
-            return partial(cuda_skinny.cuda_skinny_matmul, tile=tile)
+            return partial(cuda_few.cuda_few_matmul, blocks=blocks)
         return skinny_matmul if x.shape[0] <= max_skinny_rows(weight) else None
     return native.one_row_matmul if x.shape[0] == 1 and native.multiplies_one_row(weight) else None
 

@@ -57,7 +57,7 @@ class SquaredReLU(nn.Module):
         self.up = Linear(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False, dtype=dtype)
 
-    def forward(self, stream: Stream, norm: nn.Module) -> None:
+    def forward(self, stream: Stream, norm: nn.Module, next_norm: nn.Module | None) -> None:
         stream.value += self.down(F.relu(self.up(norm(stream))).square())
 
 

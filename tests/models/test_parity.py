@@ -10,8 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from mini_infer.config import BUNDLED_DRAFT_DIR, BUNDLED_MODEL_DIR
+from mini_infer.ops import cuda_few
+from mini_infer.ops import linear as linear_ops
+from mini_infer.ops.activation import silu_and_mul
 from mini_infer.ops.linear import linear
-from mini_infer.ops.stream import Stream
+from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.stream import HalfNormed, Stream
 from tests.models.harness import VOCAB_SIZE, Harness, assert_parity, load, plain, save_checkpoint
 
 SHAPE = {"vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
@@ -138,7 +142,8 @@ def test_the_last_layer_leaves_out_what_nobody_asked_for(layers, tmp_path):
 def test_what_is_added_may_wait_in_parts(tmp_path, monkeypatch):
     """As cuBLASLt leaves it for the next norm on a GPU, here with every product, also where the last layer goes on with
     few rows."""
-    def leave_parts(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def leave_parts(stream: Stream, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                    next_norm: torch.Tensor | None) -> None:
         whole = linear(x, weight, bias)
         stream.add_in_parts(torch.stack([0.25 * whole, 0.75 * whole]))
 
@@ -152,6 +157,48 @@ def test_what_is_added_may_wait_in_parts(tmp_path, monkeypatch):
     for seq, logits in want.items():
         torch.testing.assert_close(got[seq], logits, atol=1e-5, rtol=1e-5)
     assert_parity(model, reference)
+
+
+@pytest.mark.parametrize("family", [LlamaConfig, Qwen2Config, Qwen3Config])
+def test_norms_may_be_done_in_halves(family, tmp_path, monkeypatch):
+    """As few.cu does it on a GPU, here with every product of a step: who multiplies leaves the next norm half done, who
+    multiplies next divides. A step with one layer's norms mixed up would be far off."""
+    begun = []
+
+    def multiply(x, weight, epilogue, out=None, *, blocks, half=None):
+        assert epilogue.norm_weight is None or not begun, "only the embedding is normed by itself"
+        if isinstance(x, HalfNormed):
+            x = x.scaled * torch.rsqrt(x.squares.sum(-1, keepdim=True) / x.scaled.shape[1] + epilogue.eps)
+        elif epilogue.norm_weight is not None:
+            x = rms_norm(x, epilogue.norm_weight, epilogue.eps)
+        y = torch.nn.functional.linear(x, weight, epilogue.bias)
+        if epilogue.gated:
+            y = silu_and_mul(y)
+        if epilogue.residual is not None:
+            y = epilogue.residual.add_(y)
+        if half is not None:
+            begun.append(half)
+            half.scaled.copy_(y * half.norm_weight)
+            half.squares.zero_()[:, -1] = y.square().sum(-1)
+        return y
+
+    monkeypatch.setattr("mini_infer.nn.linear.pack_weight", lambda weight: weight)  # as on a GPU
+    reference = save_checkpoint(family(**SHAPE), tmp_path)
+    model = load(tmp_path)
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5)
+    whole, halves = Harness(model, 2), Harness(model, 2)
+    whole.tokens = halves.tokens = [[5, 6, 7, 8, 9], [1, 2, 3]]
+    want = whole.step({0: 5, 1: 3}, last_only=True)
+    monkeypatch.setattr(linear_ops, "use_triton", lambda x: True)
+    monkeypatch.setattr(cuda_few, "choose_blocks", lambda rows, weight, gated=False: 1)
+    monkeypatch.setattr(cuda_few, "cuda_few_matmul", multiply)
+    got = halves.step({0: 5, 1: 3}, last_only=True)
+    assert len(begun) == 2 * reference.config.num_hidden_layers - 1
+    for seq, logits in want.items():
+        torch.testing.assert_close(got[seq], logits, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

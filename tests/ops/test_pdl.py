@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mini_infer.ops import cuda_skinny, pdl
+from mini_infer.ops import cuda_few, pdl
 from mini_infer.ops.linear import linear_add, norm_linear, norm_swiglu
 from mini_infer.ops.stream import Stream
 
@@ -24,11 +24,12 @@ def test_same_bits_with_and_without(monkeypatch, rows, products):
     if not pdl.pdl_options(torch.zeros(1, device="cuda"), 1)["PDL"]:
         pytest.skip("this GPU has no programmatic dependent launch")
     if products == "triton":
-        monkeypatch.setattr(cuda_skinny, "tile_for", lambda *product: None)
+        monkeypatch.setattr(cuda_few, "blocks_for", lambda *product: None)
     elif products == "cuda":
-        if not cuda_skinny.LIBRARY.exists():
+        if not cuda_few.LIBRARY.exists():
             pytest.skip("the CUDA kernels are not built: make build-ext")
-        monkeypatch.setattr(cuda_skinny, "tile_for", lambda *product: cuda_skinny.CudaTile(2, 8, 2))
+        monkeypatch.setattr(cuda_few, "blocks_for", lambda rows, features, k, gated, dtype, multiprocessors:
+                            cuda_few.enough_blocks(features, k, gated, multiprocessors))
     torch.manual_seed(rows)
 
     def weight(out_features: int, in_features: int) -> torch.Tensor:
@@ -42,8 +43,8 @@ def test_same_bits_with_and_without(monkeypatch, rows, products):
     def chain() -> torch.Tensor:
         stream = Stream(start.clone())
         for w_in, w_out, w_up, w_down in layers:
-            linear_add(stream, norm_linear(stream, norm_weight, 1e-6, w_in, None), w_out, None)
-            linear_add(stream, norm_swiglu(stream, norm_weight, 1e-6, w_up, None), w_down, None)
+            linear_add(stream, norm_linear(stream, norm_weight, 1e-6, w_in, None), w_out, None, norm_weight)
+            linear_add(stream, norm_swiglu(stream, norm_weight, 1e-6, w_up, None), w_down, None, norm_weight)
         return stream.norm(norm_weight, 1e-6)
 
     def captured() -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:

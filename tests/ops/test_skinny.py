@@ -9,11 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mini_infer.ops.cuda_skinny import LIBRARY, TILES, CudaTile, cuda_skinny_matmul, tile_for
 from mini_infer.ops.epilogue import Epilogue
-from mini_infer.ops.linear import linear_add
 from mini_infer.ops.skinny import MOST_FEW_ROWS, SkinnyTile, measured_tiles, skinny_matmul
-from mini_infer.ops.stream import Stream
 
 pytest.importorskip("triton")
 ON_GPU = torch.cuda.is_available()
@@ -25,9 +22,6 @@ SHAPES = [(1, 40, 96), (1, 33, 2100), (2, 24, 128), (5, 40, 1100), (8, 2100, 110
 if ON_GPU:
     SHAPES += [(1, 6144, 1024), (1, 3584, 18944), (1, 152064, 3584), (1, 4096, 4096), (1, 6144, 4096),
                (1, 14336, 4096), (2, 18944, 3584), (8, 3072, 1024), (8, 1024, 2048), (8, 14336, 4096), (16, 1024, 3072)]
-# Rows of whole groups and others, pieces of K that some warps have and others have not, blocks that are not full.
-CUDA_SHAPES = [shape for shape in SHAPES if shape[2] % 32 == 0 and shape[1] < 1 << 16] + [
-    (3, 200, 32), (5, 40, 1120), (8, 4096, 1024), (8, 3584, 3584), (11, 1001, 2048), (16, 4096, 4096)]
 
 
 def draw(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -41,61 +35,6 @@ def test_on_a_gpu(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     if shape[0] > 1 and dtype == torch.float32:
         pytest.skip("several rows of float32 go to cuBLAS")
     check(shape, dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("shape", CUDA_SHAPES, ids=str)
-def test_cuda_on_a_gpu(shape: tuple[int, int, int], tile: CudaTile) -> None:
-    needs_the_cuda_kernels()
-    check(shape, torch.bfloat16, partial(cuda_skinny_matmul, tile=tile), tile.can_gate)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rows", [2, 8, 9, 16])
-@pytest.mark.parametrize("shape", [(4096, 1024), (1024, 2048), (3072, 1024), (1024, 3072), (151936, 1024),
-                                   (3584, 3584)], ids=str)
-def test_cuda_as_chosen(rows: int, shape: tuple[int, int]) -> None:
-    """Whatever the table says, and where it has no tile."""
-    needs_the_cuda_kernels()
-    check((rows, *shape), torch.bfloat16, cuda_skinny_matmul)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("rows", [9, 11, 16])
-def test_linear_gives_what_the_cuda_kernel_does(rows: int) -> None:
-    """The dispatch takes it where the table does; rows of x may be views of longer ones."""
-    needs_the_cuda_kernels()
-    x = draw(rows, 2 * 3072, dtype=torch.bfloat16)[:, :3072]
-    weight, residual = draw(1024, 3072, dtype=torch.bfloat16) / 55, draw(rows, 1024, dtype=torch.bfloat16)
-    assert tile_for(rows, 1024, 3072, False, torch.bfloat16) is not None
-    want = cuda_skinny_matmul(x, weight, Epilogue(residual=residual.clone()))
-    stream = Stream(residual.clone())
-    linear_add(stream, x, weight, None)
-    assert torch.equal(stream.value, want)
-    plain = residual.double() + x.double() @ weight.double().T
-    assert (want.double() - plain).norm() / plain.norm() < 1e-2
-
-
-@pytest.mark.gpu
-def test_what_the_cuda_kernel_refuses() -> None:
-    needs_the_cuda_kernels()
-    x, weight = draw(4, 64, dtype=torch.bfloat16), draw(32, 64, dtype=torch.bfloat16)
-    with pytest.raises(RuntimeError, match="multiple of 32"):
-        cuda_skinny_matmul(x[:, :40], weight[:, :40].contiguous(), Epilogue())
-    with pytest.raises(RuntimeError, match="aligned"):
-        cuda_skinny_matmul(x[:, 1:33], weight[:, :32].contiguous(), Epilogue())
-    with pytest.raises(RuntimeError, match="rows"):
-        cuda_skinny_matmul(draw(17, 64, dtype=torch.bfloat16), weight, Epilogue())
-    with pytest.raises(RuntimeError, match="invalid argument"):
-        cuda_skinny_matmul(x, weight, Epilogue(gated=True), tile=CudaTile(1, 4, 4))
-
-
-def needs_the_cuda_kernels() -> None:
-    if not LIBRARY.exists():
-        pytest.skip("the CUDA kernels are not built: make build-ext")
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("the CUDA kernels are for Hopper and later")
 
 
 def test_table_is_well_formed() -> None:
@@ -117,14 +56,12 @@ def test_interpreted(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check(shape, dtype)
 
 
-def check(shape: tuple[int, int, int], dtype: torch.dtype, multiply: Callable[..., torch.Tensor] = skinny_matmul,
-          can_gate: bool = True) -> None:
+def check(shape: tuple[int, int, int], dtype: torch.dtype,
+          multiply: Callable[..., torch.Tensor] = skinny_matmul) -> None:
     rows, features, k = shape
     torch.manual_seed(rows * features + k)
     kinds = [(0, 0, 0, 0), (1, 1, 0, 0), (1, 1, 1, 0), (1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 0, 1)]
     for norm, bias, gated, residual in kinds:
-        if gated and not can_gate:
-            continue
         x, weight = draw(rows, k, dtype=dtype), draw(features * (1 + gated), k, dtype=dtype) / k**0.5
         norm_weight = 1 + draw(k, dtype=dtype) / 10 if norm else None
         bias_vector = draw(weight.shape[0], dtype=dtype) if bias else None

@@ -8,7 +8,7 @@ import torch
 from mini_infer.ops import linear
 from mini_infer.ops.cublaslt import Product
 from mini_infer.ops.norm import rms_norm
-from mini_infer.ops.stream import Stream
+from mini_infer.ops.stream import HalfNormed, Stream
 
 WEIGHT, EPS = torch.rand(16) + 0.5, 1e-6
 
@@ -37,6 +37,28 @@ def test_a_norm_adds_once_and_leaves_the_sum() -> None:
     torch.testing.assert_close(stream.value, want)
 
 
+def test_a_norm_half_done_is_gone_with_the_next_addition() -> None:
+    weight, other = torch.rand(16), torch.rand(16)
+    half = HalfNormed(weight, torch.zeros(3, 16), torch.zeros(3, 1))
+    stream = Stream(torch.randn(3, 16))
+    assert stream.half_normed(weight) is None
+
+    def add_in_place() -> None:
+        stream.target.add_(1.0)
+
+    def add_in_parts() -> None:
+        stream.add_in_parts(torch.randn(2, 3, 16))
+
+    def replace() -> None:
+        stream.value = stream.value[:2]
+
+    for change in (add_in_place, add_in_parts, replace):
+        stream.begin_norm(half)
+        assert stream.value is not None and stream.half_normed(weight) is half and stream.half_normed(other) is None
+        change()
+        assert stream.half_normed(weight) is None
+
+
 @pytest.mark.parametrize("bias", [None, torch.randn(16)], ids=["plain", "bias"])
 def test_a_product_in_parts(monkeypatch: pytest.MonkeyPatch, bias: torch.Tensor | None) -> None:
     """linear_add leaves them to the norm, and few-row kernels get a stream that waits for nothing."""
@@ -51,6 +73,7 @@ def test_a_product_in_parts(monkeypatch: pytest.MonkeyPatch, bias: torch.Tensor 
     x, weight, start = torch.randn(3, 8), torch.randn(16, 8), torch.randn(3, 16)
     monkeypatch.setattr(linear, "tuned_plan", lambda *_, **__: Plan())
     monkeypatch.setattr(linear, "_skinny", lambda *_, **__: None)
+    monkeypatch.setattr(linear.cuda_few, "choose_blocks", lambda *_, **__: None)
     want = start + x @ weight.t() + (0 if bias is None else bias)
     stream = Stream(start.clone())
     with monkeypatch.context() as on_a_gpu:

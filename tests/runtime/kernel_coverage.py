@@ -27,7 +27,10 @@ from mini_infer.core.plan import StepResult
 from mini_infer.core.scheduler import Scheduler
 from mini_infer.engine.rehearsal import shallow
 from mini_infer.models.decoder import Decoder
-from mini_infer.ops import cuda_attention, cuda_skinny, cuda_swiglu, linear
+from mini_infer.ops import cuda_attention, cuda_few, cuda_swiglu, linear
+from mini_infer.ops.epilogue import Epilogue
+from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.stream import HalfNormed
 from mini_infer.protocol import AddRequest, SamplingParams
 from mini_infer.runtime import runner as runner_module
 from mini_infer.runtime.grammar import SlotGrammars
@@ -57,14 +60,25 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
         get_current_stream=lambda device: 0))
     torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment, misc]
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
-    for kernel in (cuda_attention, cuda_skinny, cuda_swiglu):  # compiled beforehand; there is no GPU to launch them
+    for kernel in (cuda_attention, cuda_swiglu):  # compiled beforehand; there is no GPU to launch them
         kernel.LIBRARY = Path("not built")
+    cuda_few.choose_blocks = lambda rows, weight, gated=False: 1 if 16 < rows <= 48 else None  # type: ignore
+    cuda_few.cuda_few_matmul = few_matmul  # type: ignore
     linear.tuned_plan = plan_in_parts  # type: ignore
     prepare = runner_module.prepare_inputs
     # What a skipped kernel leaves is no token that the embedding knows.
     runner_module.prepare_inputs = lambda *args: tuple(each.zero_() for each in prepare(*args))  # type: ignore
     runner_module.DeviceStep = lambda *args: None  # type: ignore
     return named
+
+
+def few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue: Epilogue, out: torch.Tensor | None = None,
+               *, blocks: int, half: HalfNormed | None = None) -> torch.Tensor:
+    """few.cu's place in a step, where some numbers of rows have it: what is beside it starts early."""
+    x = x.scaled if isinstance(x, HalfNormed) else x
+    if epilogue.norm_weight is not None:
+        rms_norm(x, epilogue.norm_weight, epilogue.eps)
+    return epilogue.place(x, weight, out)
 
 
 class PartsPlan:
