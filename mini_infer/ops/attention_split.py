@@ -73,7 +73,7 @@ SPLITS = (
     (MANY, ((16, 128, False), (64, 512, True), (MANY, 1024, False))),
 )
 # A program that starts early goes where the kernel before leaves room, so some multiprocessors get two and others none;
-# more and shorter programs even that out (benchmarks/LOG.md, 99).
+# more and shorter programs even that out (benchmarks/LOG.md, 101).
 EARLY = EarlySplit(longest=1024, fewest=65, most=256, keys=128)
 MOST_SPLITS = 32  # of one sequence, where the table would cut a very long one into more than that
 # Where kernels start early (ops/pdl.py), and while the step's longest context makes no more programs than this, each
@@ -160,15 +160,16 @@ def choose_split(programs: int, longest: int, tile: Tile, small_tile: Tile | Non
 
 
 def distinct_bounds(num_seqs: int, num_kv_heads: int, bounds: Sequence[int]) -> list[int]:
-    """Of some bounds on the longest context, ascending, those that change what is launched for such a batch: the
-    others' launch is that of the next larger bound. (Windows and one tile a program would allow fewer still.)"""
-    kept: list[tuple[Split, int]] = []
+    """Of some bounds on the longest context, ascending, those that change what is launched for such a batch, early or
+    not: the others' launch is that of the next larger bound. (Windows and one tile a program would allow fewer
+    still.)"""
+    kept: list[list[tuple[Split, int]]] = []
     found = []
     for bound in reversed(bounds):
-        split = choose_split(num_seqs * num_kv_heads, bound, ONE_TILE, SMALL_TILE)
-        launch = (split, cdiv(bound, split.keys))
-        if launch not in kept:
-            kept.append(launch)
+        splits = [choose_split(num_seqs * num_kv_heads, bound, ONE_TILE, SMALL_TILE, early) for early in (False, True)]
+        launches = [(split, cdiv(bound, split.keys)) for split in splits]
+        if launches not in kept:
+            kept.append(launches)
             found.append(bound)
     return found[::-1]
 

@@ -16,6 +16,7 @@ from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, lo
 from mini_infer.ops.dispatch import cdiv
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
+from mini_infer.ops.pdl import pdl_options
 from mini_infer.ops.skinny import SHORT_BYTES
 from mini_infer.ops.stream import HalfNormed
 
@@ -34,7 +35,7 @@ TABLE = Path(__file__).parent / "tuned" / "few.json"
 
 def blocks_for(rows: int, features: int, k: int, gated: bool, dtype: torch.dtype, multiprocessors: int) -> int | None:
     """How many blocks share a sum; None where it is not used. By the table, which `python -m benchmarks.decode_step
-    --write` fills, else where it made most steps shorter (benchmarks/LOG.md, 99): products of up to 16 rows, and of
+    --write` fills, else where it made most steps shorter (benchmarks/LOG.md, 101): products of up to 16 rows, and of
     small weights."""
     if dtype != torch.bfloat16 or not FEWEST_ROWS <= rows <= MOST_ROWS:
         return None
@@ -100,9 +101,10 @@ def cuda_few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue
     _prepare(LIBRARY, x.device.index)
     rows, k = x.shape
     features, out = epilogue.num_features(weight), epilogue.place(x, weight, out)
+    early = pdl_options(x, rows, between_early=True)["PDL"]
     next_norm = (None, None, None) if half is None else (half.norm_weight, half.scaled, half.squares)
     error = kernel(
-        blocks, epilogue.gated, True, out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(epilogue.bias),
+        blocks, epilogue.gated, early, out.data_ptr(), x.data_ptr(), weight.data_ptr(), _pointer(epilogue.bias),
         epilogue.residual is not None, features, k, rows, x.stride(0), _pointer(squares),
         0 if squares is None else squares.shape[1], epilogue.eps, *map(_pointer, next_norm),
         weight.nbytes <= SHORT_BYTES,

@@ -57,8 +57,8 @@ def max_skinny_rows(weight: torch.Tensor) -> int:
 
 
 def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
-    """What made decode steps shortest: by the table, which `python -m benchmarks.decode_step --write` fills, else by
-    what was best for most products of 0.6 to 8 billion parameters (benchmarks/LOG.md, 28, 79, 83 and 84). For weights
+    """What made decode steps shortest: by the table, which `python -m benchmarks.decode_step --write` fills, else what
+    was best for most products of 0.6 to 8 billion parameters (benchmarks/LOG.md, 28, 79, 83, 84 and 101). For weights
     of two bytes."""
     if rows > MOST_FEW_ROWS:
         return SkinnyTile(32, 512, 4, 3)
@@ -67,7 +67,7 @@ def choose_tile(rows: int, features: int, k: int, gated: bool) -> SkinnyTile:
     if rows == 1:
         return _one_row_tile(features, k, gated)
     if features >= 1 << 16:
-        return SkinnyTile(32, 512, 4, 3)
+        return SkinnyTile(16, 256, 2, 3)
     if k <= 1024:  # all of K at once, the norm folded in
         return SkinnyTile(16, 1024, 4, 1) if gated else SkinnyTile(32, 1024, 4, 1)
     if k <= 4096 and features <= 2048:

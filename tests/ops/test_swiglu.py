@@ -71,6 +71,7 @@ def test_gates_of_any_size() -> None:
 def test_norm_swiglu_takes_it(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """A layer of a 7B model: the same within rounding as with two kernels."""
     needs_the_kernel()
+    monkeypatch.setattr(linear.cuda_few, "choose_blocks", lambda *_, **__: None)  # which may be faster yet
     torch.manual_seed(rows)
     x, norm = torch.randn(rows, 3584, dtype=BF16, device="cuda"), torch.ones(3584, dtype=BF16, device="cuda")
     weight = torch.randn(2 * 18944, 3584, dtype=BF16, device="cuda") / 60

@@ -103,9 +103,10 @@ def test_a_bound_that_is_left_out_launches_what_the_next_one_does(num_seqs: int,
     kept = distinct_bounds(num_seqs, heads, bounds)
     assert kept[-1] == bounds[-1] and set(kept) <= set(bounds)
 
-    def launched(bound: int) -> tuple[object, int]:
-        split = choose_split(num_seqs * heads, bound, ONE_TILE, SMALL_TILE)
+    def launched(bound: int, early: bool) -> tuple[object, int]:
+        split = choose_split(num_seqs * heads, bound, ONE_TILE, SMALL_TILE, early)
         return split, -(-bound // split.keys)
 
     for bound in bounds:
-        assert launched(bound) == launched(next(other for other in kept if other >= bound))
+        instead = next(other for other in kept if other >= bound)
+        assert all(launched(bound, early) == launched(instead, early) for early in (False, True))
