@@ -10,7 +10,8 @@ Each engine runs in a process of its own, one after the other, on random weights
 - prefill: one new token for each of b prompts of n tokens, the median of three, seconds
 - cold: from the start of the process to its first token, seconds
 
-Where vLLM is installed it runs too (`--engines mini-infer vllm`); a ratio wants both engines on one machine.
+Where vLLM is installed it runs too (`--engines mini-infer vllm`); a ratio wants both engines on one machine. With
+`--runs benchmarks/results/h200` nothing runs: the newest runs kept there, of the same work, are told.
 """
 
 from __future__ import annotations
@@ -120,6 +121,20 @@ def measure_in_own_process(engine: str, model: str, quick: bool) -> dict[str, An
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def newest_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `measure` returns, of the code that ran last among those kept in a file, and the machine they ran on."""
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    code = kept["runs"][-1]["code"]
+    runs = [run for run in kept["runs"] if run["code"] == code]
+    whole = next(run for run in runs if run.get("prefill_s"))
+    crowd = [run["offline"] for run in runs if run["offline"]["seqs"] == CROWD]
+    measured = {"cold_s": round(whole["first_token_from_cold_s"], 2), "offline_tok_s": round(whole["offline"]["tok_s"]),
+                **({f"offline_{CROWD}_tok_s": round(crowd[-1]["tok_s"])} if crowd else {}),
+                "decode_ms": {batch: round(each, 3) for batch, each in whole["decode_ms"].items()},
+                "prefill_s": {size: round(each, 4) for size, each in whole["prefill_s"].items()}}
+    return measured, {**kept["machine"], "commit": code}
+
+
 def rows_of(model: str, sides: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """A line for each figure, a column for each side; empty where a side has none."""
     def cell(side: dict[str, Any], *path: str) -> str:
@@ -151,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["qwen3-0.6b", "qwen2.5-7b"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, help="mini-infer, and vLLM where it is installed")
+    parser.add_argument("--runs", type=Path, help="directory of runs that were kept, to be told instead of new ones")
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the JSON file")
     parser.add_argument("--quick", action="store_true", help="toy sizes on a CPU, for a model directory with weights")
     parser.add_argument("--child", nargs=3, metavar=("ENGINE", "MODEL", "STARTED"), help=argparse.SUPPRESS)
@@ -162,10 +178,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     anchors = json.loads(ANCHORS.read_text(encoding="utf-8"))
     results: dict[str, dict[str, Any]] = {}
     figures, rows = [], []
+    machine: dict[str, Any] = {}
     for model in args.models:
         name = Path(model).name
         directory = model if Path(model).is_dir() else str(SHAPES / model)
-        sides = {engine: measure_in_own_process(engine, directory, args.quick) for engine in engines}
+        if args.runs is None:
+            sides = {engine: measure_in_own_process(engine, directory, args.quick) for engine in engines}
+        else:
+            measured, machine["machine"] = newest_run(args.runs / f"{name}.json")
+            sides = {ENGINES[0]: measured}
         sides |= {source: found[name] for source, found in anchors.items() if isinstance(found, dict) and name in found}
         results[name] = sides
         rows += rows_of(name, sides)
@@ -176,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(("", *columns), [(*row, *[""] * (len(columns) + 1 - len(row))) for row in rows]))
     print(*figures, sep="\n")
     path = write_result("compare_vllm", {"figures": [figure.record() for figure in figures], "models": results,
-                                         "anchors": anchors["source"]}, args.out)
+                                         "anchors": anchors["source"], **machine}, args.out)
     print(f"written to {path}")
 
 

@@ -111,6 +111,23 @@ def test_client_capacity(tmp_path: Path) -> None:
     assert row["tokens"] == 120 and row["capacity_tokens_per_s"] > 0
 
 
+def test_compare_vllm_tells_the_newest_runs(tmp_path: Path) -> None:
+    def run(code: str, seqs: int, speed: float, prefill: dict[str, float]) -> dict[str, object]:
+        return {"code": code, "first_token_from_cold_s": 9.876, "offline": {"seqs": seqs, "tok_s": speed},
+                "decode_ms": {"1": 0.61234}, "prefill_s": prefill}
+
+    runs = [run("old", 256, 1.0, {"1x8": 9.0}), run("new", 256, 28_000.4, {"1x8": 0.12345}),
+            run("new", 1024, 33_000, {})]
+    (tmp_path / "qwen3-0.6b.json").write_text(json.dumps({"machine": {"gpu": "one"}, "runs": runs}))
+    compare_vllm.main(["--runs", str(tmp_path), "--models", "qwen3-0.6b", "--out", str(tmp_path / "out")])
+    told = read(tmp_path / "out", "compare_vllm")
+    assert told["machine"] == {"gpu": "one", "commit": "new"}
+    assert told["models"]["qwen3-0.6b"]["mini-infer"] == {
+        "cold_s": 9.88, "offline_tok_s": 28000, "offline_1024_tok_s": 33000, "decode_ms": {"1": 0.612},
+        "prefill_s": {"1x8": 0.1235}}
+    assert told["models"]["qwen3-0.6b"]["vllm 0.26"] and told["figures"]
+
+
 def test_compare_vllm(checkpoint: str, tmp_path: Path) -> None:
     compare_vllm.main(["--quick", "--engines", "mini-infer", "--models", checkpoint, "--out", str(tmp_path)])
     (sides,) = read(tmp_path, "compare_vllm")["models"].values()

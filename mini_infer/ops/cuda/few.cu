@@ -84,6 +84,10 @@ __device__ uint32_t address_at(uint32_t address, int rank) {
   return there;
 }
 
+__device__ void store_shared(uint32_t address, float first, float second) {
+  asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(first), "f"(second) : "memory");
+}
+
 // To a place in another block's shared memory; `barrier`, which is there too, counts the bytes.
 __device__ void send(uint32_t target, uint32_t barrier, float first, float second) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(target),
@@ -320,10 +324,17 @@ __global__ void __launch_bounds__(THREADS, 2)
       const float other = __shfl_xor_sync(~0u, second ? first_row : second_row, 4);
       const int row = c * 8 + lane % 4 * 2 + second, feature = warp * 16 + r * 8 + lane / 8 * 2;
       const int owner = row / Mine::OWNED, place = rank * Mine::OWNED + row % Mine::OWNED;
-      send(address_at(sent + (place * L::ROW + feature) * 4, owner), address_at(shared_address(&all_sent), owner),
-           second ? other : first_row, second ? second_row : other);
+      const uint32_t target = sent + (place * L::ROW + feature) * 4;
+      const float left = second ? other : first_row, right = second ? second_row : other;
+      if (BLOCKS == 1)
+        store_shared(target, left, right);
+      else
+        send(address_at(target, owner), address_at(shared_address(&all_sent), owner), left, right);
     }
-  wait_for_sent(all_sent);
+  if (BLOCKS == 1)
+    asm volatile("bar.sync 1, 128;" ::: "memory");  // of those that multiply
+  else
+    wait_for_sent(all_sent);
   mine.finish(sent, before);
 }
 
