@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(THREADS, 2)
     }
     set_up(all_sent, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    arrive_and_expect(all_sent, TOKENS * FEATURES * 4);
+    if (BLOCKS > 1) arrive_and_expect(all_sent, TOKENS * FEATURES * 4);
   }
   __syncthreads();
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
