@@ -32,8 +32,8 @@ if any(find_spec(name) is None for name in ("fastapi", "msgspec", "openai", "uvi
 # Left out of `make test-fast`: these start servers, draw many samples, or interpret kernels on many shapes.
 SLOW = ("server/", "terminal/", "bench/", "engine/test_async_llm.py", "engine/test_structured.py",
         "engine/test_view.py", "ops/test_attention.py", "ops/test_kv_write.py", "ops/test_qkv_attention.py",
-        "ops/test_sampling.py", "runtime/test_compile_ahead.py", "runtime/test_compile_helpers.py", "text/test_detokenizer.py", "test_benchmarks.py",
-        "test_demo_model_data.py")
+        "ops/test_sampling.py", "runtime/test_compile_ahead.py", "runtime/test_compile_helpers.py",
+        "text/test_detokenizer.py", "test_benchmarks.py", "test_demo_model_data.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
