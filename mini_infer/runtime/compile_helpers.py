@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -35,11 +36,15 @@ class CompileHelpers:
             warnings.simplefilter("ignore", DeprecationWarning)
             self._pool: Pool = multiprocessing.get_context("fork").Pool(count, _become_helper, capability)
 
-    def compile(self, kernel: Any, specialization: str) -> None:
-        """Have a kernel (a triton.JITFunction) compiled and wait for it, or not too long."""
+    def begin(self, kernel: Any, specialization: str) -> Callable[[], None]:
+        """Have a kernel (a triton.JITFunction) compiled; what is returned waits for that, or not too long."""
         work = self._pool.apply_async(_compile, (kernel.__module__, kernel.__name__, specialization))
-        with suppress(Exception):  # who compiles it then will see
-            work.get(PATIENCE_S)
+
+        def wait() -> None:
+            with suppress(Exception):  # who compiles it then will see
+                work.get(PATIENCE_S)
+
+        return wait
 
     def close(self) -> None:
         self._pool.terminate()

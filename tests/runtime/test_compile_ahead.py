@@ -85,3 +85,45 @@ def test_traffic_launches_nothing_that_was_not_rehearsed(repo: Path) -> None:
                           capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-2000:]}"
     assert " 0 more in traffic" in done.stderr
+
+
+LAUNCH_TWICE = """
+from types import SimpleNamespace
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from mini_infer.ops import norm
+from mini_infer.runtime import compile_ahead
+
+triton.runtime.driver.set_active(SimpleNamespace(
+    get_current_target=lambda: GPUTarget("cuda", 90, 32), get_current_device=lambda: 0,
+    get_current_stream=lambda device: 0))
+torch.Tensor.is_cuda = property(lambda self: True)
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+torch.cuda.set_device = lambda index: None
+asked = []
+inner = compile_ahead._stand_in
+compile_ahead._stand_in = lambda kernel, compile: (asked.append(compile["key"]), inner(kernel, compile))[1]
+ahead = compile_ahead.CompileAhead(torch.device("cuda:0"))
+with ahead.rehearsal():
+    for rows in (9, 9, 64, 1, 1):
+        norm.rms_norm(torch.zeros(rows, 64), torch.zeros(64), 1e-6)
+    kernels = norm._rms_norm_kernel.device_caches[0][0]
+    assert len(kernels) == len(asked) == 2, asked  # one row starts early, more do not
+assert not kernels or not any(isinstance(kernel, SimpleNamespace) for kernel in kernels.values())
+ahead.wait()
+assert len(kernels) == 2 and all(kernel.asm["cubin"] for kernel in kernels.values())
+print("done")
+"""
+
+
+def test_a_kernel_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    """And when the rehearsal is over, nothing stands in its place any more. With the real Triton, for a Hopper."""
+    script = tmp_path / "launch_twice.py"
+    script.write_text(LAUNCH_TWICE)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+                   "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "done\n", done.stderr

@@ -48,8 +48,8 @@ if __name__ == "__main__":
     norm.rms_norm(torch.zeros(3, 64), torch.zeros(64), 1e-6)
     filters.thresholds_triton(torch.zeros(3, 4096), torch.zeros(3, dtype=torch.int32), torch.zeros(4, 16).int())
     assert len(asked) == 4 and not files()
-    for kernel, specialization in asked:
-        helpers.compile(kernel, specialization)
+    for wait in [helpers.begin(kernel, specialization) for kernel, specialization in asked]:
+        wait()
     compiled = files()
     assert len(compiled) == 4, compiled
     for kernel, specialization in asked:
@@ -88,7 +88,7 @@ def test_what_goes_wrong_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> Non
     helpers = CompileHelpers((9, 0), 2)
     begin = time.monotonic()
     for kernel in (broken, hanging, Trouble("unknown")):
-        helpers.compile(kernel, "")
+        helpers.begin(kernel, "")()
     helpers.close()
     assert time.monotonic() - begin < 30
 
