@@ -37,7 +37,6 @@ from mini_infer.ops.sampling import SamplingNeeds, sample
 from mini_infer.ops.sampling_params import NUM_PARAM_COLUMNS
 from mini_infer.ops.skinny import SkinnyTile
 from mini_infer.runtime.compile_ahead import CompileAhead
-from mini_infer.runtime.compile_helpers import make_helpers
 
 Product = tuple[int, int, bool]  # output features, K, gated
 BLOCK_SIZE = 64
@@ -76,8 +75,7 @@ def step_of(model: Decoder, batch: ForwardBatch, caches: list[tuple[torch.Tensor
 
 def compile_variants(step: Callable[[], object], contexts: Iterable[AbstractContextManager[object]]) -> None:
     """All of them side by side: one after the other, this would take longer than to time them."""
-    device = torch.device("cuda")
-    kernels = CompileAhead(device, make_helpers(device))
+    kernels = CompileAhead(torch.device("cuda"))
     with kernels.rehearsal():
         for context in contexts:
             with context:

@@ -13,7 +13,6 @@ from mini_infer.models.adapter import ModelAdapter
 from mini_infer.models.decoder import Decoder
 from mini_infer.models.loader import build_model
 from mini_infer.runtime.compile_ahead import CompileAhead
-from mini_infer.runtime.compile_helpers import make_helpers
 from mini_infer.runtime.runner import Runner
 
 GRAPH_BYTES_A_LAYER = 80 << 10  # of the driver, for the kernels of one layer in one graph, as an H200 showed
@@ -52,7 +51,7 @@ def rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, dev
 def _rehearse(config: ModelConfig, adapter: ModelAdapter, dtype: torch.dtype, device: torch.device, limits: Limits,
               make_runner: Callable[[Decoder], Runner], with_graphs: bool) -> Rehearsal:
     num_tokens = limits.largest_step
-    kernels = CompileAhead(device, make_helpers(device))
+    kernels = CompileAhead(device)
     model = build_model(shallow(config), adapter, dtype)
     model.materialize(device, num_tokens)
     before = torch.cuda.memory_allocated(device)

@@ -7,7 +7,7 @@ where there are none, they compile, and half of their work they do one at a time
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mini_infer.ops.dispatch import triton
-from mini_infer.runtime.compile_helpers import CompileHelpers, settle_cache_keys
+from mini_infer.runtime.compile_helpers import MOST, CompileHelper, fork_helpers, settle_cache_keys
 
 MAX_THREADS = 16
 RUN_AT_ONCE = "_prepare_inputs_kernel"  # never skipped: torch's embedding must find valid tokens in its output
@@ -25,10 +25,10 @@ RUN_AT_ONCE = "_prepare_inputs_kernel"  # never skipped: torch's embedding must 
 class CompileAhead:
     """Compiles for one CUDA device whatever is launched inside `rehearsal`, while the caller goes on."""
 
-    def __init__(self, device: torch.device, helpers: CompileHelpers | None = None):
+    def __init__(self, device: torch.device, most_helpers: int = MOST):
         index = torch.cuda.current_device() if device.index is None else device.index
         self._pool = ThreadPoolExecutor(MAX_THREADS, "compile", initializer=torch.cuda.set_device, initargs=(index,))
-        self._helpers = helpers
+        self._device, self._most_helpers = device, most_helpers
         settle_cache_keys()
         self._asked: dict[tuple[Any, str], Future[Any]] = {}
         # Before its first kernel Triton takes a second or two: it hashes itself for the cache's sake, imports the rest
@@ -41,15 +41,13 @@ class CompileAhead:
 
         So what a rehearsed step computes is garbage, and it must not depend on what it computes.
         """
-        named: dict[tuple[Any, str], Callable[[], None]] = {}
+        named: dict[tuple[Any, str], None] = {}
         stand_ins = ExitStack()
 
         def skip(*, fn: Any, compile: dict[str, Any], is_manual_warmup: bool, **_: Any) -> bool:
             if is_manual_warmup or fn.name == RUN_AT_ONCE:  # the former: one of our threads
                 return False
-            asked = fn.jit_function, compile["specialization_data"]
-            if asked not in named and asked not in self._asked:
-                named[asked] = self._helpers.begin(*asked) if self._helpers is not None else _nothing
+            named[fn.jit_function, compile["specialization_data"]] = None
             stand_ins.enter_context(_stand_in(fn.jit_function, compile))
             return True
 
@@ -62,14 +60,15 @@ class CompileAhead:
                 yield
         finally:
             hooks.jit_cache_hook = before
-        for (kernel, specialization), compiled in named.items():
-            self._asked[kernel, specialization] = self._pool.submit(_compile, kernel, specialization, compiled)
+        work = [each for each in named if each not in self._asked]
+        helpers = fork_helpers(work, self._device, self._most_helpers)
+        for i, (kernel, specialization) in enumerate(work):
+            helper = helpers[i % len(helpers)] if helpers else None
+            self._asked[kernel, specialization] = self._pool.submit(_compile, kernel, specialization, helper)
 
     def wait(self) -> bool:
         """Until all is compiled that can be. False when something could not: launching it will say why, or do it."""
         self._pool.shutdown()
-        if self._helpers is not None:
-            self._helpers.close()
         return all(future.exception() is None for future in self._asked.values())
 
 
@@ -91,10 +90,11 @@ def _stand_in(kernel: Any, compile: dict[str, Any]) -> Iterator[None]:
             del cache[compile["key"]]
 
 
-def _compile(kernel: Any, specialization: str, compiled: Callable[[], None]) -> Any:
-    """The kernel, compiled, and what launches it, which a C compiler makes when it is first asked for. `compiled` waits
-    until both are in the cache, if somebody puts them there."""
-    compiled()
+def _compile(kernel: Any, specialization: str, helper: CompileHelper | None) -> Any:
+    """The kernel, compiled, and what launches it, which a C compiler makes when it is first asked for; both are in the
+    cache when `helper` has ended, if there is one."""
+    if helper is not None:
+        helper.wait()
     return kernel.preload(specialization).run
 
 

@@ -44,7 +44,7 @@ class Kernel:
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> CompileAhead:
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
-    return CompileAhead(torch.device("cuda:0"))
+    return CompileAhead(torch.device("cuda:0"), most_helpers=0)
 
 
 def test_each_variant_is_compiled_once_elsewhere(ahead: CompileAhead) -> None:
@@ -106,7 +106,7 @@ torch.cuda.set_device = lambda index: None
 asked = []
 inner = compile_ahead._stand_in
 compile_ahead._stand_in = lambda kernel, compile: (asked.append(compile["key"]), inner(kernel, compile))[1]
-ahead = compile_ahead.CompileAhead(torch.device("cuda:0"))
+ahead = compile_ahead.CompileAhead(torch.device("cuda:0"), most_helpers=2)
 with ahead.rehearsal():
     for rows in (9, 9, 64, 1, 1):
         norm.rms_norm(torch.zeros(rows, 64), torch.zeros(64), 1e-6)
