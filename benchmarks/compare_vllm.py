@@ -126,7 +126,7 @@ def newest_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     kept = json.loads(path.read_text(encoding="utf-8"))
     code = kept["runs"][-1]["code"]
     runs = [run for run in kept["runs"] if run["code"] == code]
-    whole = next(run for run in runs if run.get("prefill_s"))
+    whole = [run for run in runs if run.get("prefill_s")][-1]
     crowd = [run["offline"] for run in runs if run["offline"]["seqs"] == CROWD]
     measured = {"cold_s": round(whole["first_token_from_cold_s"], 2), "offline_tok_s": round(whole["offline"]["tok_s"]),
                 **({f"offline_{CROWD}_tok_s": round(crowd[-1]["tok_s"])} if crowd else {}),
@@ -174,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.child is not None:
         print(json.dumps(measure(args.child[0], args.child[1], float(args.child[2]), args.quick)))
         return
+    if args.runs is not None and (args.engines or args.quick):
+        parser.error("--runs: nothing is run, so --engines and --quick say nothing; leave them out")
     engines = args.engines or [name for name in ENGINES if name == ENGINES[0] or find_spec(name) is not None]
     anchors = json.loads(ANCHORS.read_text(encoding="utf-8"))
     results: dict[str, dict[str, Any]] = {}
@@ -185,7 +187,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.runs is None:
             sides = {engine: measure_in_own_process(engine, directory, args.quick) for engine in engines}
         else:
-            measured, machine["machine"] = newest_run(args.runs / f"{name}.json")
+            measured, ran_on = newest_run(args.runs / f"{name}.json")
+            if machine.setdefault("machine", ran_on) != ran_on:
+                parser.error(f"--runs: the newest run of {name} is of {ran_on['commit']}, those before it of "
+                             f"{machine['machine']['commit']}; name models that were run together")
             sides = {ENGINES[0]: measured}
         sides |= {source: found[name] for source, found in anchors.items() if isinstance(found, dict) and name in found}
         results[name] = sides

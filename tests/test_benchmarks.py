@@ -126,6 +126,11 @@ def test_compare_vllm_tells_the_newest_runs(tmp_path: Path) -> None:
         "cold_s": 9.88, "offline_tok_s": 28000, "offline_1024_tok_s": 33000, "decode_ms": {"1": 0.612},
         "prefill_s": {"1x8": 0.1235}}
     assert told["models"]["qwen3-0.6b"]["vllm 0.26"] and told["figures"]
+    other = [run("newer", 256, 9.0, {"1x8": 0.1})]
+    (tmp_path / "qwen2.5-7b.json").write_text(json.dumps({"machine": {"gpu": "one"}, "runs": other}))
+    for refused in (["--models", "qwen3-0.6b", "qwen2.5-7b"], ["--engines", "mini-infer"], ["--quick"]):
+        with pytest.raises(SystemExit):
+            compare_vllm.main(["--runs", str(tmp_path), "--models", "qwen3-0.6b", "--out", str(tmp_path), *refused])
 
 
 def test_compare_vllm(checkpoint: str, tmp_path: Path) -> None:

@@ -104,8 +104,7 @@ def launch_split(
     from_qkv: FromQKV | None = None,
     between_early: bool = False,
 ) -> None:
-    """q [T, Hq, D] (or, `from_qkv`, [T, Hq + 2 Hkv, D]) -> out [T, Hq, D]. `between_early`: see
-    ops/pdl.py."""
+    """q [T, Hq, D] (or, `from_qkv`, [T, Hq + 2 Hkv, D]) -> out [T, Hq, D]. `between_early`: of ops/pdl.py."""
     num_heads, head_dim = out.shape[1:]
     num_kv_heads, block_size = k_cache.shape[1:3]
     group = num_heads // num_kv_heads

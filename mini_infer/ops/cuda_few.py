@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, load
+from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, load, prepare
 from mini_infer.ops.dispatch import cdiv
 from mini_infer.ops.epilogue import Epilogue
 from mini_infer.ops.norm import rms_norm
@@ -34,9 +34,12 @@ TABLE = Path(__file__).parent / "tuned" / "few.json"
 
 
 def blocks_for(rows: int, features: int, k: int, gated: bool, dtype: torch.dtype, multiprocessors: int) -> int | None:
-    """How many blocks share a sum; None where it is not used. By the table, which `python -m benchmarks.decode_step
-    --write` fills, else where it made most steps shorter (benchmarks/LOG.md, 101): products of up to 16 rows, and of
-    small weights."""
+    """How many blocks share a sum; None where it is not used.
+
+    By the table, which `python -m benchmarks.decode_step --write` fills (three entries of 8 rows were compared in
+    combination, benchmarks/LOG.md, 101); else where it made most steps shorter: products of up to 16 rows, and of small
+    weights.
+    """
     if dtype != torch.bfloat16 or not FEWEST_ROWS <= rows <= MOST_ROWS:
         return None
     if k % 8 or features % (FEATURES // 2 if gated else 8):
@@ -98,7 +101,7 @@ def cuda_few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue
     elif epilogue.norm_weight is not None:
         x = rms_norm(x, epilogue.norm_weight, epilogue.eps)
     assert x.dtype == weight.dtype == torch.bfloat16, "few.cu is for bfloat16"
-    _prepare(LIBRARY, x.device.index)
+    prepare(LIBRARY, "few", x.device.index)
     rows, k = x.shape
     features, out = epilogue.num_features(weight), epilogue.place(x, weight, out)
     early = pdl_options(x, rows, between_early=True)["PDL"]
@@ -116,12 +119,3 @@ def cuda_few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
-
-
-@cache
-def _prepare(library: Path, device_index: int) -> None:
-    """Load the kernels on a GPU, the current one. Raises RuntimeError where that fails."""
-    prepare = load(library, "few_prepare", ())
-    assert prepare is not None, "asked only where it is built"
-    if (error := prepare()) is not None:
-        raise RuntimeError(f"few.cu: {error.decode()}")

@@ -43,6 +43,16 @@ def load(library: Path, name: str, argtypes: tuple[Any, ...]) -> Callable[..., b
     return function
 
 
+@cache
+def prepare(library: Path, name: str, device_index: int) -> None:
+    """Load a library's kernels on a GPU, the current one, by its function mini_infer_<name>_prepare: once, and not when
+    a graph is captured. Raises RuntimeError where that fails."""
+    function = load(library, f"{name}_prepare", ())
+    assert function is not None, "asked only where it is built"
+    if (error := function()) is not None:
+        raise RuntimeError(f"{name}.cu: {error.decode()}")
+
+
 def is_built() -> bool:
     """Whether all of them are."""
     return all(library_path(name).exists() for name in NAMES)

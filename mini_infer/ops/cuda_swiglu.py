@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 
-from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, load
+from mini_infer.ops.cuda_library import hopper_multiprocessors, library_path, load, prepare
 from mini_infer.ops.dispatch import cdiv
 
 LIBRARY = library_path("swiglu")
@@ -78,7 +77,7 @@ def choose_tile(x: torch.Tensor, weight: torch.Tensor) -> Tile | None:
     """`tile_for` x [M, K] on a GPU and weight [2N, K], where the kernel is built and the GPU runs it; else None."""
     if load(LIBRARY, "swiglu", _ARGTYPES) is None or not (multiprocessors := hopper_multiprocessors(x.device.index)):
         return None
-    _prepare(LIBRARY, x.device.index)
+    prepare(LIBRARY, "swiglu", x.device.index)
     return tile_for(x.shape[0], weight.shape[0] // 2, x.shape[1], x.dtype, multiprocessors)
 
 
@@ -92,7 +91,7 @@ def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tens
     if kernel is None:
         raise RuntimeError("the CUDA kernels are not built: make build-ext")
     assert x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous() and weight.is_contiguous()
-    _prepare(LIBRARY, x.device.index)
+    prepare(LIBRARY, "swiglu", x.device.index)
     rows, k = x.shape
     out = x.new_empty(rows, weight.shape[0] // 2)
     error = kernel(tile.rows, tile.width, tile.shares_x, out.data_ptr(), x.data_ptr(), weight.data_ptr(), rows,
@@ -101,12 +100,3 @@ def cuda_swiglu(x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tens
     if error is not None:
         raise RuntimeError(f"swiglu.cu, {rows} rows, {tuple(weight.shape)}, {tile}: {error.decode()}")
     return out
-
-
-@cache
-def _prepare(library: Path, device_index: int) -> None:
-    """Load the kernels on a GPU, the current one. Raises RuntimeError where that fails."""
-    prepare = load(library, "swiglu_prepare", ())
-    assert prepare is not None, "asked only where it is built"
-    if (error := prepare()) is not None:
-        raise RuntimeError(f"swiglu.cu: {error.decode()}")

@@ -33,6 +33,17 @@ def test_a_library_of_something_else_is_refused(monkeypatch, tmp_path):
         cuda_few.choose_blocks(16, torch.zeros(4096, 1024, dtype=BF16))
 
 
+def test_kernels_are_loaded_once_for_each_gpu(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(cuda_library, "load", lambda library, name, argtypes: lambda: asked.append(name))
+    for device_index in (0, 1, 0):
+        cuda_library.prepare(tmp_path / "fine.so", "few", device_index)
+    assert asked == ["few_prepare"] * 2
+    monkeypatch.setattr(cuda_library, "load", lambda library, name, argtypes: lambda: b"no such image")
+    with pytest.raises(RuntimeError, match="few.cu: no such image"):
+        cuda_library.prepare(tmp_path / "broken.so", "few", 0)
+
+
 def test_all_are_built_or_not(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_library, "BUILD", tmp_path)
     assert sorted(source.stem for source in cuda_library.SOURCES.glob("*.cu")) == sorted(NAMES)

@@ -146,6 +146,7 @@ def test_nothing_is_used_that_is_not_built(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_dispatch(monkeypatch: pytest.MonkeyPatch, built: bool, gpu: int, taken: bool) -> None:
     called = []
     monkeypatch.setattr(cuda_swiglu, "load", lambda *_: (lambda: None) if built else None)
+    monkeypatch.setattr(cuda_swiglu, "prepare", lambda *_: None)
     monkeypatch.setattr(cuda_swiglu, "hopper_multiprocessors", lambda index: gpu)
     monkeypatch.setattr(cuda_swiglu, "cuda_swiglu", lambda x, weight, tile: called.append(tile) or x)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))

@@ -62,6 +62,7 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
     for kernel in (cuda_attention, cuda_swiglu):  # compiled beforehand; there is no GPU to launch them
         kernel.LIBRARY = Path("not built")
+    # Some numbers of rows by few.cu, with its neighbours starting early, and some not: models have the one or the other.
     cuda_few.choose_blocks = lambda rows, weight, gated=False: 1 if 16 < rows <= 48 else None  # type: ignore
     cuda_few.cuda_few_matmul = few_matmul  # type: ignore
     linear.tuned_plan = plan_in_parts  # type: ignore
@@ -74,7 +75,7 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
 
 def few_matmul(x: torch.Tensor | HalfNormed, weight: torch.Tensor, epilogue: Epilogue, out: torch.Tensor | None = None,
                *, blocks: int, half: HalfNormed | None = None) -> torch.Tensor:
-    """few.cu's place in a step, where some numbers of rows have it: what is beside it starts early."""
+    """few.cu's place in a step: the kernels beside it are launched as they would be, it needs no compiler here."""
     x = x.scaled if isinstance(x, HalfNormed) else x
     if epilogue.norm_weight is not None:
         rms_norm(x, epilogue.norm_weight, epilogue.eps)

@@ -2,7 +2,7 @@
 // after it (ops/epilogue.py says what they mean), and parts of the norms around it. For Hopper alone (sm_90a).
 //
 // So few rows take no time to multiply, and a small weight little to read: what counts is how long the memory takes to
-// answer. So all that a block needs is asked for at once, its weights before the kernel before this one has ended
+// answer. So a block asks for all that it has room for at once, its weights before the kernel before this one has ended
 // (griddepcontrol, ops/pdl.py), and there are blocks for all SMs: those of a cluster share a sum, each a piece of K.
 // Each of them owns some of the rows of x, and is sent what the others have of these, into its shared memory.
 //
@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "hopper.cuh"
+#include "wgmma.cuh"
 
 namespace {
 
@@ -52,26 +53,7 @@ struct Layout {
   static constexpr int shared_bytes(int steps) { return stages(steps) * STAGE + SENT_BYTES + 1024; }
 };
 
-// sums [64, TOKENS] (+)= weight [64, 16] x [TOKENS, 16]^T, both in shared memory. Of a warp's 16 features a thread holds
-// two: sums[4 c + 2 r + i] is feature lane / 4 + 8 r, token 8 c + lane % 4 * 2 + i.
-#define REGISTERS_8 "%3,%4,%5,%6"
-#define REGISTERS_16 REGISTERS_8 ",%7,%8,%9,%10"
-#define REGISTERS_32 REGISTERS_16 ",%11,%12,%13,%14,%15,%16,%17,%18"
-#define REGISTERS_64 REGISTERS_32 ",%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34"
-#define FOUR(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
-#define SUMS_8 FOUR(0)
-#define SUMS_16 SUMS_8, FOUR(4)
-#define SUMS_32 SUMS_16, FOUR(8), FOUR(12)
-#define SUMS_64 SUMS_32, FOUR(16), FOUR(20), FOUR(24), FOUR(28)
-#define DEFINE_MULTIPLY(TOKENS)                                                                                \
-  __device__ __forceinline__ void multiply(float (&sums)[TOKENS / 2], uint64_t weight, uint64_t x, int adds) { \
-    asm volatile(                                                                                              \
-        "{.reg .pred adds;\n"                                                                                  \
-        "setp.ne.b32 adds, %2, 0;\n"                                                                           \
-        "wgmma.mma_async.sync.aligned.m64n" #TOKENS "k16.f32.bf16.bf16 {" REGISTERS_##TOKENS                   \
-        "}, %0, %1, adds, 1, 1, 0, 0;}"                                                                        \
-        : "+l"(weight), "+l"(x), "+r"(adds), SUMS_##TOKENS);                                                   \
-  }
+// The first operand is the weight, the second x: sums [64 features, TOKENS].
 DEFINE_MULTIPLY(8)
 DEFINE_MULTIPLY(16)
 DEFINE_MULTIPLY(32)

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "hopper.cuh"
+#include "wgmma.cuh"
 
 namespace {
 
@@ -53,31 +54,6 @@ __device__ void arrive_at(uint64_t& barrier, int rank) {
       : "memory");
 }
 
-// sums [64, WIDTH] (+)= x [64, 16] weight [WIDTH, 16]^T, both in shared memory. Of a warp's 16 rows a thread holds two:
-// sums[4 c + 2 r + i] is row lane / 4 + 8 r, column 8 c + lane % 4 * 2 + i. The instruction's name holds the width; its
-// inputs are declared as outputs so that they are numbered before the sums.
-#define REGISTERS_112 \
-  "%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31" \
-  ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58"
-#define REGISTERS_144 REGISTERS_112 \
-  ",%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74"
-#define REGISTERS_192 REGISTERS_144 \
-  ",%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98"
-#define EIGHT(i) \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
-      "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define SUMS_112 EIGHT(0), EIGHT(8), EIGHT(16), EIGHT(24), EIGHT(32), EIGHT(40), EIGHT(48)
-#define SUMS_144 SUMS_112, EIGHT(56), EIGHT(64)
-#define SUMS_192 SUMS_144, EIGHT(72), EIGHT(80), EIGHT(88)
-#define DEFINE_MULTIPLY(WIDTH)                                                                                \
-  __device__ __forceinline__ void multiply(float (&sums)[WIDTH / 2], uint64_t x, uint64_t weight, int adds) { \
-    asm volatile(                                                                                             \
-        "{.reg .pred adds;\n"                                                                                 \
-        "setp.ne.b32 adds, %2, 0;\n"                                                                          \
-        "wgmma.mma_async.sync.aligned.m64n" #WIDTH "k16.f32.bf16.bf16 {" REGISTERS_##WIDTH                    \
-        "}, %0, %1, adds, 1, 1, 0, 0;}"                                                                       \
-        : "+l"(x), "+l"(weight), "+r"(adds), SUMS_##WIDTH);                                                   \
-  }
 DEFINE_MULTIPLY(112)
 DEFINE_MULTIPLY(144)
 DEFINE_MULTIPLY(192)
