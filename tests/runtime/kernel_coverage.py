@@ -62,7 +62,7 @@ def pretend_a_gpu() -> set[tuple[str, str]]:
     torch.cuda.get_device_capability = lambda *_: (9, 0)  # type: ignore[assignment]
     for kernel in (cuda_attention, cuda_swiglu):  # compiled beforehand; there is no GPU to launch them
         kernel.LIBRARY = Path("not built")
-    # Some numbers of rows by few.cu, with its neighbours starting early, and some not: models have the one or the other.
+    # Some numbers of rows by few.cu, their neighbours starting early, and some not: a model has the one or the other.
     cuda_few.choose_blocks = lambda rows, weight, gated=False: 1 if 16 < rows <= 48 else None  # type: ignore
     cuda_few.cuda_few_matmul = few_matmul  # type: ignore
     linear.tuned_plan = plan_in_parts  # type: ignore
